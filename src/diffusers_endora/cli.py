@@ -1,0 +1,412 @@
+"""The `endora` command. What a subcommand needs is imported inside it, so that `--help` does not wait for it."""
+
+import json
+import math
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import AutoencoderKL, AutoencoderTiny
+    from diffusers.schedulers import KarrasDiffusionSchedulers
+
+    from .pipelines.pipeline_endora import EndoraPipeline
+
+# Options are spelled with underscores, as in diffusers' examples; dashes are taken too.
+app = typer.Typer(
+    name="endora",
+    help="Endora, the endoscopy video generation model: generate clips, convert official checkpoints.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("-", "_"),
+    },
+)
+
+# --format -> codec and extension of `write_video`
+FORMATS = {"mp4": ("h264", ".mp4"), "ffv1": ("ffv1", ".mkv"), "png": ("png", "")}
+
+CLIPS_ON_CONTACT_SHEET = 16
+
+
+def main() -> None:
+    """Runs the command line. What the user can mend is one line on stderr and exit code 1."""
+    try:
+        app()
+    except (ValueError, OSError) as error:  # huggingface_hub's errors and VideoError are of these kinds
+        print("endora: error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A pipeline folder or the id of one on the Hugging Face Hub.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the clips; made where it is not there.")],
+    num_clips: Annotated[int, typer.Option("--num_clips", min=1, help="How many clips to generate.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Clips at a time; changes speed alone.")] = 1,
+    num_inference_steps: Annotated[
+        int, typer.Option("--num_inference_steps", min=1, help="Denoising steps; the paper takes 250.")
+    ] = 250,
+    scheduler: Annotated[
+        Literal["ddpm", "ddim", "dpmsolver++", "unipc", "euler"] | None,
+        typer.Option(
+            "--scheduler",
+            help="ddpm: the paper's sampler. ddim: the official code's DDIM, computed as first-order DPM-Solver++ on "
+            "the official timesteps (diffusers' DDIMScheduler takes other steps). dpmsolver++, unipc, euler: those of "
+            "diffusers. Without it, the scheduler in the model's folder.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**53, help="Clip i is drawn from seed + i.")] = 0,
+    class_label: Annotated[
+        int | None, typer.Option("--class_label", help="Class of all clips, for a model with classes.")
+    ] = None,
+    guidance_scale: Annotated[
+        float, typer.Option("--guidance_scale", help="Classifier-free guidance with --class_label; 1 is off.")
+    ] = 1.0,
+    num_frames: Annotated[
+        int | None, typer.Option("--num_frames", min=1, help="Frames of a clip. Without it, as trained.")
+    ] = None,
+    height: Annotated[int | None, typer.Option("--height", min=1, help="Pixels. Without it, as trained.")] = None,
+    width: Annotated[int | None, typer.Option("--width", min=1, help="Pixels. Without it, as trained.")] = None,
+    fps: Annotated[float, typer.Option("--fps", help="Frames per second of the files.")] = 8.0,
+    file_format: Annotated[
+        Literal["mp4", "ffv1", "png"],
+        typer.Option("--format", help="mp4: H.264. ffv1: lossless .mkv. png: lossless, a folder of images per clip."),
+    ] = "mp4",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Precision of the models.")
+    ] = "float32",
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... Without it, a GPU where there is one.")
+    ] = None,
+) -> None:
+    """Generate clips.
+
+    Writes clip_0000.mp4, clip_0001.mp4, ..., contact_sheet.png (a row per clip, the first 16) and generation.json
+    (arguments, versions, seeds). A clip depends on its seed alone, not on --num_clips or --batch_size.
+
+    \b
+    Example:
+        endora generate my-endora --output clips --num_clips 8 --batch_size 4 --seed 0
+        endora generate my-endora --output clips --scheduler dpmsolver++ --num_inference_steps 25
+    """
+    arguments = dict(locals())  # before anything else becomes local
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"--fps {fps}: expected a positive number.")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: is a file; expected a folder.")
+    for earlier in ("clip_*", "contact_sheet.png", "generation.json"):
+        if found := sorted(output.glob(earlier)):
+            raise ValueError(f"--output {output}: holds {found[0].name} already; choose another folder.")
+
+    import diffusers
+    import numpy as np
+    import torch
+
+    from . import EndoraPipeline, __version__
+    from .data.contact_sheet import save_contact_sheet
+    from .data.video_io import write_video
+
+    # 1. The pipeline
+    diffusers.utils.logging.disable_progress_bar()  # of loading three components; sampling keeps its own
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: torch finds no CUDA device here.")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {device}: expected a torch device such as cpu, cuda or cuda:1.") from error
+    pipeline = EndoraPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(target)
+    pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)
+
+    # 2. Clips, batch by batch
+    codec, extension = FORMATS[file_format]
+    clips: list[dict[str, Any]] = []
+    shown: list[np.ndarray] = []
+    for first in range(0, num_clips, batch_size):
+        seeds = [seed + index for index in range(first, min(first + batch_size, num_clips))]
+        pipeline.set_progress_bar_config(desc=f"clips {first + 1} to {first + len(seeds)} of {num_clips}")
+        frames = pipeline(
+            batch_size=len(seeds),
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            class_labels=class_label,
+            guidance_scale=guidance_scale,
+            generator=[torch.Generator().manual_seed(clip_seed) for clip_seed in seeds],
+            output_type="np",
+        ).frames
+        output.mkdir(parents=True, exist_ok=True)
+        for clip, clip_seed in zip(as_uint8(frames, dtype), seeds, strict=True):
+            name = f"clip_{len(clips):04d}{extension}"
+            write_video(output / name, clip, fps, codec=codec)
+            clips.append({"file": name, "seed": clip_seed, "class_label": class_label})
+            if len(shown) < CLIPS_ON_CONTACT_SHEET:
+                shown.append(clip)
+
+    # 3. What there is to see and to repeat
+    save_contact_sheet(output / "contact_sheet.png", np.stack(shown))
+    shape = shown[0].shape
+    scheduler_config = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no infinity
+        for key, value in pipeline.scheduler.config.items()
+        if not key.startswith("_")
+    }
+    record = {
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()},
+        "device": str(target),
+        "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler_config},
+        "timesteps": [float(timestep) for timestep in pipeline.scheduler.timesteps],
+        "num_frames": shape[0],
+        "height": shape[1],
+        "width": shape[2],
+        "clips": clips,
+        "versions": {
+            "diffusers_endora": __version__,
+            "diffusers": diffusers.__version__,
+            "torch": torch.__version__,
+            "python": sys.version.split()[0],
+        },
+    }
+    (output / "generation.json").write_text(
+        json.dumps(record, indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8"
+    )
+    typer.echo(f"{output}: {num_clips} {'clip' if num_clips == 1 else 'clips'}, contact_sheet.png, generation.json")
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the official code, .pt.")],
+    output: Annotated[Path, typer.Argument(help="The pipeline folder to write.")],
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            "--vae",
+            help="The VAE of the pipeline, a folder or an id on the Hub: the paper samples with "
+            "stabilityai/sd-vae-ft-ema and trained with stabilityai/sd-vae-ft-mse. Required.",
+        ),
+    ] = None,
+    block_order: Annotated[
+        Literal["interleaved", "sequential"],
+        typer.Option(
+            "--block_order",
+            help="sequential for the paper's ablation (all spatial, then all temporal blocks); a file does not tell.",
+        ),
+    ] = "interleaved",
+    num_attention_heads: Annotated[
+        int | None,
+        typer.Option("--num_attention_heads", min=1, help="Needed for widths other than 1152, 1024, 768 and 384."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a pipeline folder that is there.")] = False,
+) -> None:
+    """Convert an official checkpoint to a pipeline folder, ready to load and to publish.
+
+    What the model does not use goes to transformer/original_extras.safetensors, from which `endora export` writes the
+    same checkpoint again, bit for bit.
+
+    \b
+    Example:
+        endora convert colonoscopic.pt my-endora --vae stabilityai/sd-vae-ft-ema
+    """
+    if vae is None:
+        raise ValueError(
+            "--vae is missing: a pipeline needs a VAE, and there is no silent default; the paper samples with "
+            "stabilityai/sd-vae-ft-ema (and trained with stabilityai/sd-vae-ft-mse)."
+        )
+    check_replaceable(output, overwrite)
+
+    from diffusers import DDPMScheduler
+
+    from . import EndoraPipeline
+    from .models.original_checkpoint import OriginalExtras, read_original_checkpoint
+
+    transformer, extras = read_original_checkpoint(checkpoint, block_order, num_attention_heads)
+    decoder = load_vae(vae)
+    config: Any = transformer.config
+    if decoder.config.latent_channels != config.in_channels:
+        raise ValueError(
+            f"--vae {vae}: has {decoder.config.latent_channels} latent channels; the model in {checkpoint} needs "
+            f"{config.in_channels}."
+        )
+    learns_variance = config.out_channels == 2 * config.in_channels
+    scheduler = DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="linear",
+        beta_start=1e-4,
+        beta_end=0.02,
+        variance_type="learned_range" if learns_variance else "fixed_small",
+        clip_sample=False,
+        timestep_spacing="linspace",
+    )
+    with folder_written_atomically(output) as temporary:
+        EndoraPipeline(vae=decoder, transformer=transformer, scheduler=scheduler).save_pretrained(temporary)
+        extras.save(temporary / "transformer" / OriginalExtras.FILE_NAME)
+    classes = "no classes" if config.num_classes is None else f"{config.num_classes} classes"
+    typer.echo(
+        f"{output}: {2 * config.num_layers} blocks ({block_order}), {config.num_attention_heads} heads, "
+        f"{config.num_frames} frames, {classes}"
+    )
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A pipeline folder, or the folder of its transformer.")],
+    output: Annotated[Path, typer.Argument(help="The checkpoint to write, .pt.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a checkpoint that the official code loads.
+
+    With original_extras.safetensors beside the weights (`endora convert` puts it there) and unchanged weights the file
+    is the converted one, bit for bit. Without it, what the model does not hold is made anew and named.
+
+    \b
+    Example:
+        endora export my-endora official.pt
+    """
+    transformer_folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    if not (transformer_folder / "config.json").is_file():
+        raise ValueError(f"{folder}: has no config.json; expected a pipeline folder or the folder of its transformer.")
+    if output.is_dir():
+        raise ValueError(f"{output}: is a folder; expected a name for the checkpoint, such as official.pt.")
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output}: is there already; choose another name or add --overwrite.")
+
+    from . import EndoraTransformer3DModel
+    from .models.original_checkpoint import OriginalExtras, save_original_checkpoint
+
+    class_name = json.loads((transformer_folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    if class_name != "EndoraTransformer3DModel":
+        raise ValueError(f"{transformer_folder}: holds a {class_name}; expected an EndoraTransformer3DModel.")
+    transformer = EndoraTransformer3DModel.from_pretrained(transformer_folder)
+    extras_file = transformer_folder / OriginalExtras.FILE_NAME
+    has_extras = extras_file.is_file()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    regenerated = save_original_checkpoint(transformer, output, extras_file if has_extras else None)
+    typer.echo(f"{output}: written")
+    if not has_extras:
+        typer.echo(f"{extras_file}: not there, so these were made anew, and cov.weight (training only) left out:")
+    for key, how in regenerated.items():
+        typer.echo(f"  {key}: {how}")
+
+
+def choose_scheduler(
+    pipeline: "EndoraPipeline", name: str | None, num_inference_steps: int
+) -> "tuple[KarrasDiffusionSchedulers, list[int] | None]":
+    """The scheduler that `--scheduler` means, and its timesteps where they are not its own choice.
+
+    The noise schedule is that of the pipeline's scheduler; None is that scheduler itself.
+    """
+    import diffusers
+
+    config = pipeline.scheduler.config
+    if name is None:
+        return pipeline.scheduler, None
+    if name == "ddpm" or name == "ddim":
+        learns_variance = pipeline.transformer.config.out_channels == 2 * pipeline.transformer.config.in_channels
+        ddpm = diffusers.DDPMScheduler.from_config(
+            config,
+            variance_type="learned_range" if learns_variance else "fixed_small",
+            clip_sample=False,
+            timestep_spacing="linspace",  # the respacing of the official code
+        )
+        if name == "ddpm":
+            return ddpm, None
+        # The official DDIM steps from each kept timestep to the next kept one, which is this solver's first-order map.
+        ddpm.set_timesteps(num_inference_steps)
+        ddim = diffusers.DPMSolverMultistepScheduler.from_config(
+            config, algorithm_type="dpmsolver++", solver_order=1, final_sigmas_type="zero"
+        )
+        return ddim, ddpm.timesteps.tolist()
+    if name == "dpmsolver++":
+        return diffusers.DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++"), None
+    if name == "unipc":
+        return diffusers.UniPCMultistepScheduler.from_config(config), None
+    if name == "euler":
+        return diffusers.EulerDiscreteScheduler.from_config(config), None
+    raise ValueError(f"--scheduler {name}: expected ddpm, ddim, dpmsolver++, unipc or euler.")
+
+
+def as_uint8(frames: "np.ndarray", dtype: str) -> "np.ndarray":
+    """Frames in [0, 1] to uint8.
+
+    Raises:
+        ValueError: frames are not finite, as when a model overflows in half precision.
+    """
+    import numpy as np
+
+    if not np.isfinite(frames).all():
+        raise ValueError(f"the model gave pixels that are not finite in {dtype}; try --dtype float32.")
+    return (frames * 255).round().astype(np.uint8)
+
+
+def load_vae(path_or_repo: str) -> "AutoencoderKL | AutoencoderTiny":
+    """The VAE in a folder or on the Hub, of the class that its `config.json` names.
+
+    Raises:
+        ValueError: it is not an AutoencoderKL or AutoencoderTiny, or lacks weights.
+        OSError: there is none.
+    """
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    if Path(path_or_repo).is_dir() and not (Path(path_or_repo) / "config.json").is_file():
+        raise ValueError(f"--vae {path_or_repo}: has no config.json; expected the folder of a VAE.")
+    class_name = AutoencoderKL.load_config(path_or_repo).get("_class_name")
+    vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}.get(class_name)
+    if vae_class is None:
+        raise ValueError(f"--vae {path_or_repo}: holds a {class_name}; expected an AutoencoderKL or AutoencoderTiny.")
+    vae, loading_info = vae_class.from_pretrained(path_or_repo, output_loading_info=True)
+    if missing := sorted(loading_info["missing_keys"]):  # diffusers would leave them random
+        raise ValueError(f"--vae {path_or_repo}: lacks {len(missing)} weights: {', '.join(missing)}.")
+    if Path(path_or_repo).exists():
+        vae.register_to_config(_name_or_path=None)  # a published folder is not to tell where it was made
+    return vae
+
+
+def check_replaceable(folder: Path, overwrite: bool) -> None:
+    """Raises a ValueError unless `folder` is absent, empty, or a pipeline folder that may be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; expected a name for the pipeline folder.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(f"{folder}: is not empty; choose another name or add --overwrite.")
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder}: is not empty and not a pipeline folder, which is all that --overwrite replaces.")
+
+
+@contextmanager
+def folder_written_atomically(folder: Path) -> Iterator[Path]:
+    """Yields a new folder beside `folder`, which takes its place when complete; on a failure it is removed."""
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:12]
+    temporary, earlier = folder.with_name(f".{folder.name}-{mark}"), folder.with_name(f".{folder.name}-{mark}-earlier")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rename(earlier)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if earlier.exists() and not folder.exists():
+            earlier.rename(folder)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

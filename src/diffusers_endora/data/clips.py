@@ -1,0 +1,540 @@
+"""The training set: which frames of which video make a clip, how they are cropped, and which still images join them.
+
+Facts of the official loader are from CUHK-AIM-Group/Endora (`datasets/*_image_datasets.py`, `datasets/__init__.py`,
+`process_data.py`) and Vchitect/Latte (`datasets/video_transforms.py`), on which it builds.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from .video_io import (
+    IMAGE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    VideoError,
+    VideoSource,
+    list_images,
+    natural_order,
+    read_frames,
+    read_image,
+    read_video_info,
+)
+
+logger = logging.getLogger(__name__)
+
+Rows: TypeAlias = Sequence[dict[str, Any]]  # or a datasets.Dataset
+
+_PROGRESS_BAR_FROM = 200  # videos
+_MAX_ATTEMPTS = 64  # other videos tried in place of one that fails
+
+
+# --- which frames ----------------------------------------------------------------------------------------------------
+
+
+def sample_window(total: int, num_frames: int, window: int, rng: np.random.Generator) -> np.ndarray:
+    """Frame indices of the official clip: `num_frames` spread evenly over a random window.
+
+    The window starts uniformly in `[0, max(0, total - window - 1)]`, both included, and ends after `window` frames or
+    with the video; the indices are `linspace(start, end - 1, num_frames)` rounded down. With 16 of 48 frames the
+    stride is 3.13. A video shorter than the window gives all of its length.
+
+    Args:
+        total: frames of the video, at least `num_frames`.
+
+    Returns:
+        int64 `(num_frames,)`, ascending.
+
+    Raises:
+        ValueError: the video or the window is shorter than `num_frames`.
+    """
+    if not 1 <= num_frames <= min(total, window):
+        raise ValueError(
+            f"num_frames={num_frames}: expected 1 to {min(total, window)}, as the video has {total} frames and the "
+            f"window {window}"
+        )
+    start = int(rng.integers(0, max(0, total - window - 1), endpoint=True))
+    end = min(start + window, total)
+    return np.linspace(start, end - 1, num_frames).astype(np.int64)
+
+
+def sample_strided(total: int, num_frames: int, frame_interval: int, rng: np.random.Generator) -> np.ndarray:
+    """Frame indices at an exact stride: `start, start + frame_interval, ...`, from a uniformly drawn possible start.
+
+    Returns:
+        int64 `(num_frames,)`, ascending.
+
+    Raises:
+        ValueError: the clip would be longer than the video.
+    """
+    span = (num_frames - 1) * frame_interval + 1
+    if num_frames < 1 or frame_interval < 1 or span > total:
+        raise ValueError(
+            f"num_frames={num_frames}, frame_interval={frame_interval}: a clip spans {span} frames, "
+            f"but the video has {total}"
+        )
+    start = int(rng.integers(0, total - span, endpoint=True))
+    return start + frame_interval * np.arange(num_frames, dtype=np.int64)
+
+
+# --- which pixels ----------------------------------------------------------------------------------------------------
+
+
+def resize_and_crop_clip(frames: np.ndarray, height: int, width: int, antialias: bool = False) -> torch.Tensor:
+    """Scale a clip until it covers `height x width`, crop the centre. Bilinear, `align_corners=False`, as officially.
+
+    Args:
+        frames: uint8 RGB `(F, H, W, 3)`.
+        antialias: filter before shrinking. The official loader does not, which aliases above a factor of 2: its
+            corpora are 256 pixels high, HD video is not.
+
+    Returns:
+        float32 `(F, 3, height, width)` in [-1, 1].
+    """
+    clip = torch.empty(len(frames), 3, height, width)
+    # The next larger float, as 128 / H * H may come out below 128.
+    scale = math.nextafter(max(height / frames.shape[1], width / frames.shape[2]), math.inf)
+    for i, frame in enumerate(frames):  # one by one: 16 HD frames are 177 MB as floats
+        pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float()
+        pixels = F.interpolate(pixels, scale_factor=scale, mode="bilinear", align_corners=False, antialias=antialias)
+        top, left = _centre(pixels.shape[2], height), _centre(pixels.shape[3], width)
+        clip[i] = pixels[0, :, top : top + height, left : left + width]
+    return clip.div_(127.5).sub_(1).clamp_(-1, 1)
+
+
+def resize_and_crop_image(image: np.ndarray, height: int, width: int) -> torch.Tensor:
+    """The same for one still image, with Pillow's Lanczos filter, as the official script makes its still images.
+
+    (It also stores them as JPEG of quality 75; that loss is not imitated.) An image of the right size is not filtered.
+
+    Args:
+        image: uint8 RGB `(H, W, 3)`.
+
+    Returns:
+        float32 `(3, height, width)` in [-1, 1].
+    """
+    old_height, old_width = image.shape[:2]
+    if height * old_width >= width * old_height:  # the height decides
+        new_height, new_width = height, height * old_width // old_height
+    else:
+        new_height, new_width = width * old_height // old_width, width
+    resized = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.LANCZOS))
+    top, left = _centre(new_height, height), _centre(new_width, width)
+    pixels = torch.from_numpy(resized[top : top + height, left : left + width].copy())
+    return pixels.permute(2, 0, 1).float().div_(127.5).sub_(1)
+
+
+def _centre(size: int, cropped: int) -> int:
+    return round((size - cropped) / 2)  # half to even, as the official crop
+
+
+# --- which videos ----------------------------------------------------------------------------------------------------
+
+
+def find_videos(root: str | os.PathLike[str]) -> tuple[list[Path], int]:
+    """Videos below a folder: video files, and folders of frames. Sub-folders and links are followed.
+
+    A folder of frames directly contains images and no video; images beside videos are taken for thumbnails. Hidden
+    files and folders (`.DS_Store`, `._00001.mp4`) and `__MACOSX` are ignored.
+
+    Returns:
+        Paths in natural order, and the number of files that are neither a video nor a frame of one.
+    """
+    videos: list[Path] = []
+    num_ignored = 0
+    visited: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:  # a link that leads back
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
+        seen = [name for name in files if not name.startswith(".")]
+        in_folder = [Path(folder, name) for name in seen if name.lower().endswith(VIDEO_EXTENSIONS)]
+        num_frames = sum(name.lower().endswith(IMAGE_EXTENSIONS) for name in seen)
+        if not in_folder and num_frames:
+            videos.append(Path(folder))
+            num_ignored += len(files) - num_frames
+        else:
+            videos += in_folder
+            num_ignored += len(files) - len(in_folder)
+    return sorted(videos, key=lambda path: natural_order(path.relative_to(root).as_posix())), num_ignored
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A video, or a still image."""
+
+    name: str
+    location: Path | int  # a path, or the number of a row
+    label: int | None
+    num_frames: int = 0  # of a video that has been opened
+
+
+class ClipDataset(Dataset[dict[str, torch.Tensor]]):
+    """Clips of 16 frames with, on request, still images for joint training and class labels.
+
+    **Items.** `dataset[i]` is a dict that PyTorch's default collate function can batch:
+
+    - `video`: float32 `(num_frames + num_still_images, 3, H, W)` in [-1, 1], the clip's frames first;
+    - `frame_ids`: int64 `(num_frames + num_still_images,)`; frames with the same number have the same pixels;
+    - `class_labels` (with `class_labels=True`): int64 `()`, or `(1 + num_still_images,)` when there are still images:
+      the clip's label, then each still image's.
+
+    **Epochs.** As officially, an epoch has as many items as the corpus has frames, and item `i` is a clip of video
+    `i % num_videos`: all videos are drawn equally often, however long they are, each time with another window. With
+    `epoch_over="videos"` an epoch draws each video once.
+
+    **Still images.** All frames of the usable videos are shuffled once (by `seed`). Item `i` gets the
+    `num_still_images` neighbours from entry `i` of that list on; in epoch `e`, from entry `e * len(dataset) + i` on,
+    counted around the list. They are not flipped. Seeking single frames in long groups of pictures is slow: with
+    `still_images=` they come from a folder of image files instead, as officially.
+
+    **Repeatability.** An item is a function of `(seed, epoch, index)` alone: neither the number of workers or
+    processes nor an interruption changes it. Call `set_epoch` before each epoch; persistent workers see it.
+    (`accelerate` forwards its own `set_epoch` to the dataset in some set-ups only, so a training script should call
+    this one itself.)
+
+    **Broken files** never end a run or enter a batch. Files that cannot be opened and videos shorter than a clip are
+    found when the dataset is built, from the packets and the first frame, and left out. A file that turns out to be
+    damaged when frames are decoded is logged once and kept in `broken_files`; the clip is replaced by one of another
+    video, drawn from the item's own random numbers. Its intact parts stay in use.
+
+    Args:
+        source: a folder (see `find_videos`), or rows: a `datasets.Dataset` or a list of dicts whose `video_column`
+            holds `{"path": ..., "bytes": ...}`, as `datasets.Video(decode=False)` gives, or a path.
+        num_frames: frames in a clip.
+        resolution: side of the square, or `(height, width)`, in pixels.
+        frame_interval: take every `frame_interval`-th frame instead of spreading the clip over `window`.
+        window: frames that a clip is spread over, see `sample_window`. Unused with `frame_interval`.
+        num_still_images: still images in an item.
+        still_images: folder with image files, searched recursively. With class labels, one sub-folder per class.
+        horizontal_flip: mirror a clip as a whole with probability 0.5.
+        antialias: see `resize_and_crop_clip`.
+        class_labels: give labels. In a folder the label is the first sub-folder on the way to the video, numbered in
+            alphabetical order; in rows it is the integer in `label_column`.
+        video_column: column of the rows that holds the video.
+        label_column: column of the rows that holds the label.
+        epoch_over: `"frames"` or `"videos"`: the length of an epoch.
+        cache_gb: memory, per process, for videos that are decoded once and kept, resized, in both orientations. Serves
+            clips as long as it lasts, video by video; a frame of 128x128 takes 0.4 MB. Items do not depend on it.
+        seed: non-negative; all random choices derive from it.
+
+    Attributes:
+        num_videos: usable videos.
+        total_frames: frames in the usable videos.
+        class_names: names of the labels, or None.
+        too_short: name -> number of frames, of the videos that are shorter than a clip.
+        num_ignored_files: files in the folder that belong to no video.
+
+    Raises:
+        ValueError: an argument is not as described, or there is no usable video; the message says what was found.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Rows,
+        num_frames: int = 16,
+        resolution: int | tuple[int, int] = 128,
+        frame_interval: int | None = None,
+        window: int = 48,
+        num_still_images: int = 0,
+        still_images: str | os.PathLike[str] | None = None,
+        horizontal_flip: bool = True,
+        antialias: bool = False,
+        class_labels: bool = False,
+        video_column: str = "video",
+        label_column: str = "label",
+        epoch_over: Literal["frames", "videos"] = "frames",
+        cache_gb: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.height, self.width = (resolution, resolution) if isinstance(resolution, int) else resolution
+        if min(self.height, self.width) < 1:
+            raise ValueError(f"resolution={resolution}: expected a positive integer or a pair (height, width)")
+        if num_frames < 1:
+            raise ValueError(f"num_frames={num_frames}: expected a positive integer")
+        if frame_interval is not None and frame_interval < 1:
+            raise ValueError(f"frame_interval={frame_interval}: expected a positive integer, or None for the window")
+        if frame_interval is None and window < num_frames:
+            raise ValueError(f"window={window}: expected at least num_frames={num_frames}")
+        if num_still_images < 0:
+            raise ValueError(f"num_still_images={num_still_images}: expected an integer from 0 up")
+        if still_images is not None and num_still_images == 0:
+            raise ValueError("num_still_images=0 with a folder of still_images: expected how many an item takes")
+        if epoch_over not in ("frames", "videos"):
+            raise ValueError(f"epoch_over={epoch_over!r}: expected 'frames' or 'videos'")
+        if seed < 0:
+            raise ValueError(f"seed={seed}: expected an integer from 0 up")
+
+        self.num_frames = num_frames
+        self.frame_interval = frame_interval
+        self.window = window
+        self.num_still_images = num_still_images
+        self.horizontal_flip = horizontal_flip
+        self.antialias = antialias
+        self.epoch_over = epoch_over
+        self._cache: dict[int, torch.Tensor] = {}  # video -> both orientations of all its frames, (2, n, 3, H, W)
+        self._cache_room = int(cache_gb * 1e9)
+        self.seed = seed
+        self.class_names: list[str] | None = None
+        self.num_ignored_files = 0
+        self.too_short: dict[str, int] = {}
+        self._unreadable: dict[str, str] = {}
+        self._rows: Rows = []
+        self._video_column = video_column
+
+        if isinstance(source, str | os.PathLike):
+            found = self._found_in_folder(Path(source), class_labels)
+        else:
+            found = self._found_in_rows(source, class_labels, label_column)
+        self._videos = self._usable(found, os.fspath(source) if isinstance(source, str | os.PathLike) else "the rows")
+        self.num_videos = len(self._videos)
+        self._first_frame = np.cumsum([0] + [video.num_frames for video in self._videos])  # number within the corpus
+        self.total_frames = int(self._first_frame[-1])
+
+        self._still_images = [] if still_images is None else self._found_still_images(Path(still_images))
+        self._still_order = np.empty(0, dtype=np.int64)
+        if num_still_images:
+            num_entries = self.total_frames if still_images is None else len(self._still_images)
+            self._still_order = np.random.default_rng(seed).permutation(num_entries)
+
+        # In shared memory: workers see a new epoch, and the training process sees which files they found damaged.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._is_damaged = torch.zeros(self.num_videos + len(self._still_images), dtype=torch.bool).share_memory_()
+        self._damage: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return self.total_frames if self.epoch_over == "frames" else self.num_videos
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index}: expected 0 to {len(self) - 1}")
+        index, epoch = int(index), int(self._epoch)
+        clip, frame_ids, label = self._clip(epoch, index)
+        stills = [self._still(epoch, index, slot) for slot in range(self.num_still_images)]
+        item = {
+            "video": torch.cat([clip] + [image[None] for image, _, _ in stills]),
+            "frame_ids": torch.tensor(frame_ids + [still_id for _, still_id, _ in stills]),
+        }
+        if self.class_names is not None:
+            labels = [label] + [still_label for _, _, still_label in stills]
+            item["class_labels"] = torch.tensor(labels if stills else label, dtype=torch.int64)
+        return item
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that items belong to from now on; reaches the persistent workers of a DataLoader too."""
+        if epoch < 0:
+            raise ValueError(f"epoch={epoch}: expected an integer from 0 up")
+        self._epoch.fill_(epoch)
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many labels there are, or None without `class_labels`."""
+        return None if self.class_names is None else len(self.class_names)
+
+    @property
+    def broken_files(self) -> dict[str, str]:
+        """Name -> reason, of all files that cannot be opened or have turned out to be damaged so far."""
+        found_by_worker = "damaged; the data worker that found it has logged how"
+        damaged = self._is_damaged.nonzero().flatten().tolist()
+        return self._unreadable | {self._name(i): self._damage.get(i, found_by_worker) for i in damaged}
+
+    @property
+    def num_broken(self) -> int:
+        """How many files are in `broken_files`."""
+        return len(self.broken_files)
+
+    # --- an item -----------------------------------------------------------------------------------------------------
+
+    def _clip(self, epoch: int, index: int) -> tuple[torch.Tensor, list[int], int | None]:
+        """The clip of an item, float32 `(num_frames, 3, H, W)`, the ids of its frames, and its label."""
+        for attempt in range(_MAX_ATTEMPTS):
+            rng = np.random.default_rng((self.seed, epoch, index, 0, attempt))
+            i = int(rng.integers(self.num_videos)) if attempt else index % self.num_videos
+            video = self._videos[i]
+            if self.frame_interval is None:
+                indices = sample_window(video.num_frames, self.num_frames, self.window, rng)
+            else:
+                indices = sample_strided(video.num_frames, self.num_frames, self.frame_interval, rng)
+            is_flipped = self.horizontal_flip and rng.random() < 0.5
+            try:
+                clip = self._pixels(i, indices, is_flipped)
+            except (ValueError, OSError) as error:
+                self._report_damage(i, error)
+                continue
+            # A frame has three ids: as it is, mirrored, and as a still image, which is resized by another filter
+            frame_ids = 3 * (self._first_frame[i] + indices) + is_flipped
+            return clip, frame_ids.tolist(), video.label
+        raise self._too_much_damage()
+
+    def _pixels(self, i: int, indices: np.ndarray, is_flipped: bool) -> torch.Tensor:
+        """Frames of video `i`, mirrored or not, float32 `(len(indices), 3, H, W)` in [-1, 1], from memory if kept."""
+        if i not in self._cache and not self._is_damaged[i]:
+            num_frames = self._videos[i].num_frames
+            size = 2 * num_frames * 3 * self.height * self.width * 4
+            if size <= self._cache_room:
+                frames = read_frames(self._open(self._videos[i]), range(num_frames))
+                both = [self._resized(orientation) for orientation in (frames, frames[:, :, ::-1])]
+                self._cache[i] = torch.stack(both)
+                self._cache_room -= size
+        if i in self._cache:
+            return self._cache[i][int(is_flipped), torch.from_numpy(indices)]
+        frames = read_frames(self._open(self._videos[i]), indices)
+        return self._resized(frames[:, :, ::-1] if is_flipped else frames)
+
+    def _resized(self, frames: np.ndarray) -> torch.Tensor:
+        return resize_and_crop_clip(frames, self.height, self.width, self.antialias)
+
+    def _still(self, epoch: int, index: int, slot: int) -> tuple[torch.Tensor, int, int | None]:
+        """One still image of an item, float32 `(3, H, W)`, its id, and its label."""
+        num_entries = len(self._still_order)
+        for attempt in range(_MAX_ATTEMPTS):
+            rng = np.random.default_rng((self.seed, epoch, index, 1 + slot, attempt))
+            place = int(rng.integers(num_entries)) if attempt else (epoch * len(self) + index + slot) % num_entries
+            entry = int(self._still_order[place])
+            if self._still_images:
+                i, label = self.num_videos + entry, self._still_images[entry].label
+            else:
+                i = int(np.searchsorted(self._first_frame, entry, side="right")) - 1
+                label = self._videos[i].label
+            try:
+                if self._still_images:
+                    image = read_image(self._still_images[entry].name)
+                else:
+                    image = read_frames(self._open(self._videos[i]), [entry - int(self._first_frame[i])])[0]
+            except (ValueError, OSError) as error:
+                self._report_damage(i, error)
+                continue
+            return resize_and_crop_image(image, self.height, self.width), 3 * entry + 2, label
+        raise self._too_much_damage()
+
+    def _open(self, video: _Source) -> VideoSource:
+        """What the functions of `video_io` take: a path or bytes."""
+        if isinstance(video.location, Path):
+            return video.location
+        value = self._rows[video.location].get(self._video_column)
+        if isinstance(value, dict):
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        if not isinstance(value, str | bytes | os.PathLike):
+            got = type(value).__name__
+            raise VideoError(f"column {self._video_column!r}: expected {{'path', 'bytes'}} or a path, got {got}")
+        return value
+
+    def _name(self, i: int) -> str:
+        """Name of a video, or of a still image, which are numbered after the videos."""
+        return (self._videos[i] if i < self.num_videos else self._still_images[i - self.num_videos]).name
+
+    def _report_damage(self, i: int, error: Exception) -> None:
+        if not self._is_damaged[i]:
+            self._is_damaged[i] = True
+            self._damage[i] = _reason(error, self._name(i))
+            logger.warning("damaged file, another takes its place: %s: %s", self._name(i), self._damage[i])
+
+    def _too_much_damage(self) -> VideoError:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.broken_files.items())[:3])
+        return VideoError(f"{_MAX_ATTEMPTS} draws in a row met damaged data ({reasons}); check the corpus")
+
+    # --- building ----------------------------------------------------------------------------------------------------
+
+    def _found_in_folder(self, root: Path, class_labels: bool) -> list[_Source]:
+        if not root.is_dir():
+            raise ValueError(f"{root}: expected a folder with videos, but there is no such folder")
+        paths, self.num_ignored_files = find_videos(root)
+        if class_labels:
+            self.class_names = sorted({_class_folder(path, root) for path in paths})
+        return [_Source(str(path), path, self._folder_label(path, root)) for path in paths]
+
+    def _found_still_images(self, root: Path) -> list[_Source]:
+        paths = [path for folder, _, _ in os.walk(root, followlinks=True) for path in list_images(folder)]
+        if not paths:
+            raise ValueError(
+                f"{root}: expected a folder with still images ({', '.join(IMAGE_EXTENSIONS)}), found none"
+            )
+        paths.sort(key=lambda path: natural_order(path.relative_to(root).as_posix()))
+        return [_Source(str(path), path, self._folder_label(path, root)) for path in paths]
+
+    def _folder_label(self, path: Path, root: Path) -> int | None:
+        if self.class_names is None:
+            return None
+        name = _class_folder(path, root)
+        if name not in self.class_names:
+            raise ValueError(f"{path}: {name!r} is not a class; expected one of {', '.join(self.class_names)}")
+        return self.class_names.index(name)
+
+    def _found_in_rows(self, rows: Rows, class_labels: bool, label_column: str) -> list[_Source]:
+        if isinstance(rows, dict) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            raise ValueError(
+                f"source is a {type(rows).__name__}: expected a folder, a datasets.Dataset (one split, not streaming) "
+                "or a list of rows"
+            )
+        features = getattr(rows, "features", {})
+        if getattr(features.get(self._video_column), "decode", False):  # decoding by datasets would need torchcodec
+            rows = rows.cast_column(self._video_column, type(features[self._video_column])(decode=False))  # type: ignore[attr-defined]
+        self._rows = rows
+
+        labels: list[Any] = [None] * len(rows)
+        if class_labels and features and label_column not in features:
+            raise ValueError(f"label_column={label_column!r}: expected one of the columns {', '.join(features)}")
+        if class_labels:
+            labels = list(rows[label_column]) if features else [row.get(label_column) for row in rows]  # type: ignore[call-overload]
+            for i, label in enumerate(labels):
+                if not isinstance(label, int) or label < 0:
+                    raise ValueError(f"row {i}: {label_column}={label!r}: expected an integer label from 0 up")
+            names = getattr(features.get(label_column), "names", None)
+            self.class_names = names or [str(label) for label in range(1 + max(labels, default=-1))]
+        return [_Source(f"row {i}", i, label) for i, label in enumerate(labels)]
+
+    def _usable(self, found: list[_Source], origin: str) -> list[_Source]:
+        """The videos that can be opened and hold a clip; the others are remembered and reported."""
+        needed = self.num_frames if self.frame_interval is None else (self.num_frames - 1) * self.frame_interval + 1
+        usable = []
+        for video in tqdm(found, desc="opening videos", unit="video", disable=len(found) < _PROGRESS_BAR_FROM):
+            try:
+                num_frames = read_video_info(self._open(video)).num_frames
+            except (ValueError, OSError) as error:
+                self._unreadable[video.name] = _reason(error, video.name)
+                logger.warning("broken file, left out: %s: %s", video.name, self._unreadable[video.name])
+                continue
+            if num_frames < needed:
+                self.too_short[video.name] = num_frames
+            else:
+                usable.append(replace(video, num_frames=num_frames))
+
+        short = f"{len(self.too_short)} of {len(found)} videos have fewer than the {needed} frames of a clip"
+        if self.too_short:
+            short += " (such as {}: {})".format(*next(iter(self.too_short.items())))
+            logger.warning("left out: %s", short)
+        if not usable:
+            broken = f"{len(self._unreadable)} cannot be read"
+            if self._unreadable:
+                broken += " (such as {}: {})".format(*next(iter(self._unreadable.items())))
+            raise ValueError(
+                f"{origin}: expected at least one usable video ({', '.join(VIDEO_EXTENSIONS)} or a folder of frames); "
+                f"{len(found)} found, of which {broken}; {short}; {self.num_ignored_files} other files were ignored"
+            )
+        return usable
+
+
+def _class_folder(path: Path, root: Path) -> str:
+    """The first sub-folder of `root` on the way to `path`."""
+    parts = path.relative_to(root).parts
+    if len(parts) < 2:
+        raise ValueError(f"{path}: class labels need one sub-folder of {root} per class, but this lies directly in it")
+    return parts[0]
+
+
+def _reason(error: Exception, name: str) -> str:
+    """The error's sentence without the name of the file that it begins with."""
+    return str(error).removeprefix(f"{name}: ")

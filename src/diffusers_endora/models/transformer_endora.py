@@ -1,0 +1,528 @@
+"""The Endora denoiser: a latent video transformer of alternating spatial and temporal blocks.
+
+Reads top-down: attention processor, attention, block, model. Needs nothing but torch and diffusers, so that the
+self-contained pipeline file for the Hub can carry it whole.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks import FasterCacheConfig, PyramidAttentionBroadcastConfig
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import (
+    LabelEmbedding,
+    TimestepEmbedding,
+    Timesteps,
+    get_1d_sincos_pos_embed_from_grid,
+)
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import apply_lora_scale
+
+
+class EndoraAttnProcessor:
+    """Self-attention along one axis of `(B, F, N, D)`: over the N patches of a frame or the F frames of a patch."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, attn: "EndoraAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+        # 1. Projections, (B, F, N, D) each
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+
+        # 2. The attended axis third, heads last: (B, F, N, heads, D / heads), or (B, N, F, ...) over time
+        query, key, value = (tensor.unflatten(-1, (attn.heads, -1)) for tensor in (query, key, value))
+        if attn.over_time:
+            query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+
+        # 3. Attention on (batch, length, heads, D / heads); the flattening is a view wherever strides allow it
+        batch_shape = query.shape[:2]
+        hidden_states = dispatch_attention_fn(
+            query.flatten(0, 1),
+            key.flatten(0, 1),
+            value.flatten(0, 1),
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        hidden_states = hidden_states.flatten(2).unflatten(0, batch_shape)
+        if attn.over_time:
+            hidden_states = hidden_states.transpose(1, 2)
+
+        # 4. Output projection, (B, F, N, D)
+        return attn.to_out[1](attn.to_out[0](hidden_states))
+
+
+class EndoraAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head self-attention with biased projections.
+
+    Args:
+        dim: width D of the tokens.
+        heads: number of heads; divides `dim`.
+        over_time: attend over the frames of a patch position instead of over the patches of a frame.
+    """
+
+    _default_processor_cls = EndoraAttnProcessor
+    _available_processors = [EndoraAttnProcessor]
+    use_bias = True
+    is_cross_attention = False
+
+    def __init__(self, dim: int, heads: int, over_time: bool):
+        super().__init__()
+        self.heads = heads
+        self.over_time = over_time
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
+        self.set_processor(self._default_processor_cls())
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, F, N, D)` to `(B, F, N, D)`."""
+        return self.processor(self, hidden_states)
+
+
+class EndoraTransformerBlock(nn.Module):
+    """A spatial DiT block with adaLN-Zero conditioning (Peebles & Xie 2023, section 3.2).
+
+    Args:
+        dim: width D of the tokens.
+        heads: attention heads.
+        mlp_ratio: hidden width of the MLP over D.
+    """
+
+    over_time = False
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.attn = EndoraAttention(dim, heads, self.over_time)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.ff = FeedForward(dim, inner_dim=int(dim * mlp_ratio), activation_fn="gelu-approximate")
+        self.modulation = nn.Linear(dim, 6 * dim)
+
+    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor, num_still_images: int = 0) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `(B, F, N, D)`, video frames first, then still images.
+            temb: activated conditioning, `(B, 1, D)` for one embedding per sample, or `(B, 1 + num_still_images, D)`
+                for one of the video and one of each still image.
+            num_still_images: how many of the F frames, counted from the end, are independent images.
+
+        Returns:
+            `(B, F, N, D)`.
+        """
+        # 1. Modulation, one row per sample (and per labelled still image): 6 x (B, 1 or F, 1, D)
+        modulation = self.modulation(temb)
+        if temb.shape[1] > 1:
+            num_video_frames = hidden_states.shape[1] - num_still_images
+            modulation = torch.cat([modulation[:, :1].expand(-1, num_video_frames, -1), modulation[:, 1:]], dim=1)
+        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.unsqueeze(2).chunk(6, dim=-1)
+
+        # 2. Attention
+        attn_output = self.attn(torch.addcmul(shift_attn, self.norm1(hidden_states), 1 + scale_attn))
+        hidden_states = torch.addcmul(hidden_states, gate_attn, attn_output)
+
+        # 3. Feed-forward
+        ff_output = self.ff(torch.addcmul(shift_ff, self.norm2(hidden_states), 1 + scale_ff))
+        return torch.addcmul(hidden_states, gate_ff, ff_output)
+
+
+class EndoraTemporalTransformerBlock(EndoraTransformerBlock):
+    """A temporal DiT block: attention over the frames of a patch position. Still images pass through untouched."""
+
+    over_time = True
+
+    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor, num_still_images: int = 0) -> torch.Tensor:
+        if num_still_images == 0:
+            return super().forward(hidden_states, temb)
+        num_video_frames = hidden_states.shape[1] - num_still_images
+        video, still_images = hidden_states.split([num_video_frames, num_still_images], dim=1)
+        return torch.cat([super().forward(video, temb[:, :1]), still_images], dim=1)
+
+
+class EndoraFirstTemporalTransformerBlock(EndoraTemporalTransformerBlock):
+    """The first temporal block, which adds the frame positions to the video.
+
+    A class of its own and no option, so that `compile_repeated_blocks` compiles one graph for each class.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor, num_still_images: int = 0) -> torch.Tensor:
+        positions = temporal_position_table(hidden_states.shape[1] - num_still_images, hidden_states)
+        positions = F.pad(positions, (0, 0, 0, 0, 0, num_still_images))  # (F, 1, D), zero for still images
+        return super().forward(hidden_states + positions, temb, num_still_images)
+
+
+@dataclass
+class EndoraTransformer3DModelOutput(Transformer2DModelOutput):  # FasterCache looks into no other class
+    """
+    Args:
+        sample: `(B, out_channels, F, H, W)`: predicted noise, then, with twice the input's channels, the variance
+            channels of "Improved DDPM" (Nichol & Dhariwal 2021, eq. 15) in about [-1, 1].
+        spatial_states: outputs `(B, F, N, D)` of the spatial blocks asked for, in the order asked for; None where none
+            was asked for.
+    """
+
+    sample: torch.Tensor
+    spatial_states: tuple[torch.Tensor, ...] | None = None
+
+
+class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin, CacheMixin):
+    """The Endora latent video transformer (https://arxiv.org/abs/2403.11050, section 2.2).
+
+    The defaults are Endora XL/2 for 128x128 pixels (16x16 latents): 28 blocks, 1152 wide, 16 heads.
+
+    Args:
+        num_attention_heads: attention heads of every block.
+        attention_head_dim: width of a head; the width of the model is `num_attention_heads * attention_head_dim`,
+            a multiple of 4.
+        in_channels: latent channels C.
+        out_channels: `2 * in_channels` for noise and variance, `in_channels` for noise alone.
+        num_layers: number of (spatial, temporal) block pairs.
+        sample_size: latent height and width the model is trained at: an int, or (height, width).
+        patch_size: side of the square latent patch that becomes a token.
+        num_frames: video frames the model is trained at.
+        mlp_ratio: hidden width of an MLP over the width of the model.
+        num_classes: number of class labels; None for an unconditional model.
+        class_dropout_prob: probability that training replaces a label by the null class `num_classes`, for
+            classifier-free guidance. 0 means that there is no null class.
+        block_order: "interleaved" (spatial, temporal, spatial, ...) or "sequential" (all spatial, then all temporal;
+            rows 1 and 2 of the paper's ablation).
+
+    `sample_size` and `num_frames` are training sizes, not limits: the sinusoidal position tables are computed for the
+    input at hand, with unit spacing between neighbours at every size.
+
+    Raises:
+        ValueError: for sizes that are not positive, a width that is not a multiple of 4, an unknown `block_order`.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = [
+        "EndoraTransformerBlock",
+        "EndoraTemporalTransformerBlock",
+        "EndoraFirstTemporalTransformerBlock",
+    ]
+    _repeated_blocks = _no_split_modules
+    _skip_layerwise_casting_patterns = ["patch_embed", "time_embedder", "class_embedder", "norm", "modulation_out"]
+
+    @register_to_config
+    def __init__(
+        self,
+        num_attention_heads: int = 16,
+        attention_head_dim: int = 72,
+        in_channels: int = 4,
+        out_channels: int = 8,
+        num_layers: int = 14,
+        sample_size: int | tuple[int, int] = 16,
+        patch_size: int = 2,
+        num_frames: int = 16,
+        mlp_ratio: float = 4.0,
+        num_classes: int | None = None,
+        class_dropout_prob: float = 0.1,
+        block_order: str = "interleaved",
+    ):
+        super().__init__()
+        for name in ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "patch_size"):
+            if self.config[name] < 1:
+                raise ValueError(f"{name}={self.config[name]}: expected a positive integer.")
+        dim = num_attention_heads * attention_head_dim
+        if dim % 4 != 0:
+            raise ValueError(
+                f"num_attention_heads={num_attention_heads}, attention_head_dim={attention_head_dim}: their product "
+                f"{dim} is the width of the model and has to be a multiple of 4."
+            )
+        if out_channels not in (in_channels, 2 * in_channels):
+            raise ValueError(
+                f"out_channels={out_channels}: expected in_channels={in_channels} (noise) or {2 * in_channels} "
+                "(noise and variance)."
+            )
+        if block_order not in ("interleaved", "sequential"):
+            raise ValueError(f'block_order="{block_order}": expected "interleaved" or "sequential".')
+
+        # 1. Patches, timestep, class
+        self.patch_embed = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedder = TimestepEmbedding(256, dim)
+        self.class_embedder = None if num_classes is None else LabelEmbedding(num_classes, dim, class_dropout_prob)
+        self.act = nn.SiLU()
+
+        # 2. Blocks; diffusers' caches find them by these two names
+        self.transformer_blocks = nn.ModuleList(
+            [EndoraTransformerBlock(dim, num_attention_heads, mlp_ratio) for _ in range(num_layers)]
+        )
+        self.temporal_transformer_blocks = nn.ModuleList(
+            [EndoraFirstTemporalTransformerBlock(dim, num_attention_heads, mlp_ratio)]
+            + [EndoraTemporalTransformerBlock(dim, num_attention_heads, mlp_ratio) for _ in range(1, num_layers)]
+        )
+
+        # 3. Output
+        self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.modulation_out = nn.Linear(dim, 2 * dim)
+        self.proj_out = nn.Linear(dim, patch_size**2 * out_channels)
+
+        self.gradient_checkpointing = False
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """The initialisation of DiT (https://github.com/facebookresearch/DiT), which Endora keeps."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, EndoraAttention):
+                for projection in (module.to_q, module.to_k, module.to_v):
+                    # one joint (3 D, D) matrix there: its Xavier bound is smaller by sqrt(2 D / 4 D)
+                    nn.init.xavier_uniform_(projection.weight, gain=0.5**0.5)
+        nn.init.xavier_uniform_(self.patch_embed.weight.flatten(1))  # a linear map of the patch
+        nn.init.zeros_(self.patch_embed.bias)
+        nn.init.normal_(self.time_embedder.linear_1.weight, std=0.02)
+        nn.init.normal_(self.time_embedder.linear_2.weight, std=0.02)
+        if self.class_embedder is not None:
+            nn.init.normal_(self.class_embedder.embedding_table.weight, std=0.02)
+        # adaLN-Zero: every block starts as the identity, the output as zero
+        for block in [*self.transformer_blocks, *self.temporal_transformer_blocks]:
+            nn.init.zeros_(block.modulation.weight)
+        nn.init.zeros_(self.modulation_out.weight)
+        nn.init.zeros_(self.proj_out.weight)
+
+    @property
+    def null_class(self) -> int | None:
+        """The label of the unconditional branch of classifier-free guidance; None where the model has none."""
+        if self.config.num_classes is None or self.config.class_dropout_prob == 0:
+            return None
+        return self.config.num_classes
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, **kwargs):
+        """As `ModelMixin.from_pretrained`, which only logs parameters that the checkpoint lacks and leaves them empty.
+
+        Raises:
+            ValueError: for a checkpoint without all of the model's parameters.
+        """
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path, output_loading_info=True, **kwargs
+        )
+        missing_keys = sorted(loading_info.get("missing_keys", []))
+        if missing_keys:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {len(missing_keys)} of the parameters of {cls.__name__}: "
+                f"{', '.join(missing_keys)}."
+            )
+        return (model, loading_info) if output_loading_info else model
+
+    def enable_cache(self, config: Any) -> None:
+        if isinstance(config, FasterCacheConfig):
+            # It drops the unconditional half of the batch on some steps; the labels have to be halved with it. Without
+            # a null class there is no such half, which diffusers calls guidance-distilled.
+            batched_inputs = [*config._unconditional_conditional_input_kwargs_identifiers, "class_labels"]
+            config = dataclasses.replace(
+                config,
+                is_guidance_distilled=config.is_guidance_distilled or self.null_class is None,
+                _unconditional_conditional_input_kwargs_identifiers=batched_inputs,
+            )
+        elif isinstance(config, PyramidAttentionBroadcastConfig):
+            # The default "transformer_blocks" also finds the temporal ones, which then never get their own range.
+            default = PyramidAttentionBroadcastConfig.spatial_attention_block_identifiers
+            if config.spatial_attention_block_identifiers == default:
+                config = dataclasses.replace(config, spatial_attention_block_identifiers=("^transformer_blocks",))
+        super().enable_cache(config)
+
+    def check_inputs(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        num_still_images: int,
+        output_spatial_states: tuple[int, ...],
+    ) -> None:
+        """Raises a ValueError of one sentence for the first input of `forward` that does not fit."""
+        shape, config = tuple(hidden_states.shape), self.config
+        if len(shape) != 5:
+            raise ValueError(f"hidden_states has shape {shape}: expected (batch, channels, frames, height, width).")
+        batch_size, channels, num_frames, height, width = shape
+        if channels != config.in_channels:
+            raise ValueError(
+                f"hidden_states has {channels} channels (dimension 1 of {shape}): expected "
+                f"in_channels={config.in_channels}."
+            )
+        if height < 1 or width < 1 or height % config.patch_size != 0 or width % config.patch_size != 0:
+            raise ValueError(
+                f"hidden_states has height {height} and width {width}: expected positive multiples of "
+                f"patch_size={config.patch_size}."
+            )
+        if not 0 <= num_still_images < num_frames:
+            raise ValueError(
+                f"num_still_images={num_still_images}: expected at least 0 and fewer than the {num_frames} frames of "
+                "hidden_states, which hold the video first and the still images last."
+            )
+        if timestep.ndim > 1 or timestep.numel() not in (1, batch_size):
+            raise ValueError(
+                f"timestep has shape {tuple(timestep.shape)}: expected a scalar or one timestep for each of the "
+                f"{batch_size} samples."
+            )
+        num_layers = config.num_layers
+        if any(not 0 <= index < num_layers for index in output_spatial_states):
+            raise ValueError(
+                f"output_spatial_states={tuple(output_spatial_states)}: expected indices of the spatial blocks, 0 to "
+                f"{num_layers - 1}."
+            )
+        if config.num_classes is None:
+            if class_labels is not None:
+                raise ValueError("class_labels were given, but this model is unconditional (num_classes=None).")
+            return
+        if class_labels is None:
+            null_class = "" if self.null_class is None else f"; {self.null_class} is the null class"
+            raise ValueError(
+                f"class_labels=None: this model needs one label for each of the {batch_size} samples, 0 to "
+                f"{config.num_classes - 1}{null_class}."
+            )
+        if class_labels.is_floating_point() or tuple(class_labels.shape) not in (
+            (batch_size,),
+            (batch_size, 1 + num_still_images),
+        ):
+            raise ValueError(
+                f"class_labels is {class_labels.dtype} of shape {tuple(class_labels.shape)}: expected integers of "
+                f"shape ({batch_size},), or ({batch_size}, {1 + num_still_images}) for a label of the video and of "
+                "each still image."
+            )
+        # Reading values would stall an accelerator and break a compiled graph; there the embedding itself objects.
+        if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            largest = config.num_classes - 1 if self.null_class is None else self.null_class
+            if class_labels.min() < 0 or class_labels.max() > largest:
+                raise ValueError(
+                    f"class_labels={class_labels.tolist()}: expected labels from 0 to {config.num_classes - 1}"
+                    + ("." if self.null_class is None else f", or {self.null_class} for the null class.")
+                )
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        num_still_images: int = 0,
+        output_spatial_states: tuple[int, ...] = (),
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> EndoraTransformer3DModelOutput | tuple:
+        """
+        Args:
+            hidden_states: noisy latents `(B, C, F, H, W)`.
+            timestep: diffusion timesteps, `(B,)` or a scalar.
+            class_labels: integers `(B,)`, or `(B, 1 + num_still_images)` where each still image has its own label.
+                Required by a model with classes, refused by one without.
+            num_still_images: the last n of the F frames are independent images, which temporal blocks do not see.
+            output_spatial_states: indices (0 to `num_layers - 1`) of spatial blocks whose outputs are returned.
+            attention_kwargs: `{"scale": s}` scales LoRA layers for this call.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `EndoraTransformer3DModelOutput`, or a tuple `(sample, spatial_states)`, or `(sample,)` where no spatial
+            states were asked for.
+
+        Raises:
+            ValueError: for channels, sizes, timesteps, labels or counts that do not fit the model.
+        """
+        self.check_inputs(hidden_states, timestep, class_labels, num_still_images, output_spatial_states)
+        batch_size, _, num_frames, height, width = hidden_states.shape
+        patch_size, dtype = self.config.patch_size, hidden_states.dtype
+        grid_height, grid_width = height // patch_size, width // patch_size
+
+        # 1. Patches and their positions: (B, C, F, H, W) -> (B, F, N, D)
+        hidden_states = self.patch_embed(hidden_states.transpose(1, 2).flatten(0, 1))
+        hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        hidden_states = hidden_states + spatial_position_table(grid_height, grid_width, hidden_states)
+        hidden_states = hidden_states.unflatten(0, (batch_size, num_frames))
+
+        # 2. Conditioning, activated once for all blocks: (B, 1 or 1 + num_still_images, D)
+        temb = self.time_embedder(self.time_proj(timestep.reshape(-1)).to(dtype)).unsqueeze(1)
+        temb = temb.expand(batch_size, -1, -1)
+        if self.class_embedder is not None:
+            labels = class_labels.reshape(batch_size, -1)
+            temb = temb + self.class_embedder(labels.flatten()).unflatten(0, labels.shape).to(dtype)
+        temb = self.act(temb)
+
+        # 3. Blocks
+        if self.config.block_order == "interleaved":
+            pairs = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
+            blocks = [block for pair in pairs for block in pair]
+        else:
+            blocks = [*self.transformer_blocks, *self.temporal_transformer_blocks]
+        spatial_states: dict[int, torch.Tensor] = {}
+        spatial_index = 0
+        for block in blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, num_still_images)
+            else:
+                hidden_states = block(hidden_states, temb, num_still_images)
+            if not block.over_time:
+                if spatial_index in output_spatial_states:
+                    spatial_states[spatial_index] = hidden_states
+                spatial_index += 1
+
+        # 4. Output: (B, F, N, D) -> (B, F, N, p * p * out_channels) -> (B, out_channels, F, H, W)
+        modulation = self.modulation_out(temb)
+        if temb.shape[1] > 1:
+            num_video_frames = num_frames - num_still_images
+            modulation = torch.cat([modulation[:, :1].expand(-1, num_video_frames, -1), modulation[:, 1:]], dim=1)
+        shift, scale = modulation.unsqueeze(2).chunk(2, dim=-1)
+        hidden_states = self.proj_out(torch.addcmul(shift, self.norm_out(hidden_states), 1 + scale))
+        sample = hidden_states.reshape(batch_size, num_frames, grid_height, grid_width, patch_size, patch_size, -1)
+        sample = sample.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch_size, -1, num_frames, height, width)
+
+        states = tuple(spatial_states[index] for index in output_spatial_states)
+        if not return_dict:
+            return (sample, states) if states else (sample,)
+        return EndoraTransformer3DModelOutput(sample=sample, spatial_states=states or None)
+
+
+def spatial_position_table(grid_height: int, grid_width: int, like: torch.Tensor) -> torch.Tensor:
+    """Sinusoidal positions of a patch grid, `(N, D)` with N = grid_height * grid_width, row by row.
+
+    The first half of the D channels encodes the column, the second half the row, as in MAE and DiT
+    (https://github.com/facebookresearch/DiT). D, device and dtype are those of `like`, whose last dimension is D.
+    """
+    half = like.shape[-1] // 2
+    columns = get_1d_sincos_pos_embed_from_grid(half, torch.arange(grid_width, device=like.device))
+    rows = get_1d_sincos_pos_embed_from_grid(half, torch.arange(grid_height, device=like.device))
+    shape = (grid_height, grid_width, half)
+    table = torch.cat([columns[None].expand(shape), rows[:, None].expand(shape)], dim=-1)
+    return table.flatten(0, 1).to(like.dtype)
+
+
+def temporal_position_table(num_frames: int, like: torch.Tensor) -> torch.Tensor:
+    """Sinusoidal positions of the frames, `(F, 1, D)`; D, device and dtype as `like`, whose last dimension is D."""
+    table = get_1d_sincos_pos_embed_from_grid(like.shape[-1], torch.arange(num_frames, device=like.device))
+    return table.unsqueeze(1).to(like.dtype)
+
+
+def register_blocks_for_caches() -> None:
+    """Tells diffusers' caches (FirstBlockCache, MagCache, ...) where the hidden states of a block's output are.
+
+    diffusers 0.42 has no public way for an outside model to say so. The entry is written without the registry's
+    `register`, which would import every transformer of diffusers.
+    """
+    try:
+        from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+    except ImportError:
+        return
+    for block in (EndoraTransformerBlock, EndoraTemporalTransformerBlock, EndoraFirstTemporalTransformerBlock):
+        metadata = TransformerBlockMetadata(return_hidden_states_index=0)
+        metadata._cls = block
+        TransformerBlockRegistry._registry[block] = metadata
+
+
+register_blocks_for_caches()

@@ -1,0 +1,468 @@
+"""Generation of endoscopy clips with Endora (https://arxiv.org/abs/2403.11050)."""
+
+import inspect
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMParallelScheduler, DDPMScheduler, DiffusionPipeline
+from diffusers.loaders import CogVideoXLoraLoaderMixin
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+
+from ..models.transformer_endora import EndoraTransformer3DModel
+from .pipeline_output import EndoraPipelineOutput
+from .single_file import single_file_source
+
+logger = logging.get_logger(__name__)
+
+EXAMPLE_DOC_STRING = """
+    Example:
+        >>> import torch
+        >>> from diffusers.utils import export_to_video
+        >>> from diffusers_endora import EndoraPipeline
+
+        >>> pipe = EndoraPipeline.from_pretrained("path/to/an/endora/folder")
+        >>> clip = pipe(num_inference_steps=50, generator=torch.Generator().manual_seed(0)).frames[0]
+        >>> export_to_video(clip, "clip.mp4", fps=8)
+"""
+
+# The two schedulers whose `step` takes the variance channels that the transformer predicts beside the noise.
+LEARNED_VARIANCE_SCHEDULERS = (DDPMScheduler, DDPMParallelScheduler)
+
+# The settings of a scheduler that say how much noise a timestep stands for.
+NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+
+
+class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
+    """Generates endoscopy clips, unconditionally or by class.
+
+    Args:
+        vae: decodes latents to frames, frame by frame; each VAE's own scaling and shift are used.
+        transformer: the denoiser.
+        scheduler: any diffusers scheduler for noise ("epsilon") prediction. The official sampler is
+            `DDPMScheduler(variance_type="learned_range", clip_sample=False, timestep_spacing="linspace")`, 250 steps.
+
+    LoRA weights load into the transformer (`load_lora_weights`).
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderTiny,
+        transformer: EndoraTransformer3DModel,
+        scheduler: KarrasDiffusionSchedulers,
+    ):
+        super().__init__()
+        self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
+        blocks = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
+        self.vae_scale_factor = 2 ** (len(blocks) - 1)
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
+        # `OtherScheduler.from_config(pipe.scheduler.config)` drops what was left at its default, and some schedulers
+        # default to Stable Diffusion's betas: the noise schedule belongs to the model and has to be handed on.
+        unset = scheduler.config.get("_use_default_values", [])
+        unset = [name for name in unset if name not in NOISE_SCHEDULE]
+        scheduler.register_to_config(_use_default_values=unset)
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1.0
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def check_inputs(
+        self,
+        batch_size: int,
+        num_frames: int,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        timesteps: list[int] | None,
+        class_labels: list[int] | None,
+        guidance_scale: float,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: list[str],
+        decode_chunk_size: int | None,
+    ) -> None:
+        """Raises a ValueError of one sentence for the first argument of `__call__` that does not fit."""
+        counts = {"batch_size": batch_size, "num_frames": num_frames, "num_inference_steps": num_inference_steps}
+        if decode_chunk_size is not None:
+            counts["decode_chunk_size"] = decode_chunk_size
+        for name, value in counts.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value}: expected a positive integer.")
+        multiple = self.vae_scale_factor * self.transformer.config.patch_size
+        for name, value in {"height": height, "width": width}.items():
+            if not isinstance(value, int) or value < 1 or value % multiple != 0:
+                raise ValueError(
+                    f"{name}={value}: expected a positive multiple of {multiple} pixels, the VAE's factor "
+                    f"{self.vae_scale_factor} times the patch size {self.transformer.config.patch_size}."
+                )
+        limit = self.scheduler.config.num_train_timesteps
+        if timesteps is None and num_inference_steps > limit:
+            raise ValueError(f"{num_inference_steps=}: expected at most {limit}, the timesteps of training.")
+        if timesteps is not None:
+            in_range = all(0 <= t < limit for t in timesteps)
+            if len(timesteps) == 0 or not in_range or any(a <= b for a, b in zip(timesteps, timesteps[1:])):  # noqa: B905, RUF007
+                raise ValueError(f"timesteps={timesteps}: expected a falling list of timesteps from 0 to {limit - 1}.")
+            if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+                raise ValueError(
+                    f"{type(self.scheduler).__name__} takes no explicit timesteps; give num_inference_steps instead."
+                )
+        config, null_class = self.transformer.config, self.transformer.null_class
+        if class_labels is not None:
+            if config.num_classes is None:
+                raise ValueError(f"class_labels={class_labels}: this model is unconditional (num_classes=None).")
+            largest = config.num_classes - 1 if null_class is None else null_class
+            if any(not isinstance(label, int) or not 0 <= label <= largest for label in class_labels):
+                raise ValueError(
+                    f"class_labels={class_labels}: expected labels from 0 to {config.num_classes - 1}"
+                    + ("." if null_class is None else f", or {null_class} for the null class.")
+                )
+            if len(class_labels) != batch_size:
+                raise ValueError(
+                    f"batch_size={batch_size} with {len(class_labels)} class_labels: expected one label for each clip."
+                )
+        elif config.num_classes is not None and null_class is None:
+            raise ValueError(
+                f"class_labels=None: this model has no null class and needs labels from 0 to {config.num_classes - 1}."
+            )
+        if guidance_scale < 1:
+            raise ValueError(f"guidance_scale={guidance_scale}: expected 1 (no guidance) or more.")
+        if guidance_scale > 1 and (null_class is None or class_labels is None):
+            reason = "has no null class" if null_class is None else "was given no class_labels"
+            raise ValueError(f"guidance_scale={guidance_scale}: guidance needs classes, and the model {reason}.")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"{len(generator)} generators for batch_size={batch_size}: expected one for each clip.")
+        if latents is not None:
+            factor = self.vae_scale_factor
+            expected = (batch_size, config.in_channels, num_frames, height // factor, width // factor)
+            if tuple(latents.shape) != expected:
+                raise ValueError(f"latents has shape {tuple(latents.shape)}: expected {expected}.")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f'output_type="{output_type}": expected "pil", "np", "pt" or "latent".')
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs={unknown}: expected names from {self._callback_tensor_inputs}."
+            )
+
+    def prepare_scheduler(self) -> None:
+        """Makes the scheduler fit a model of noise (and variance) in latent space, or refuses it by name.
+
+        Settings that `from_config` hands on or a constructor presets, and that would spoil a clip, are replaced:
+        `variance_type="learned_range"` for a scheduler that takes no variance channels (and back, on the return to
+        DDPM), `clip_sample` and `thresholding`, since latents are not bounded by 1.
+
+        Raises:
+            ValueError: for a scheduler that does not step from predicted noise alone, or that needs variance channels
+                which the transformer does not predict.
+        """
+        scheduler, name = self.scheduler, type(self.scheduler).__name__
+        own_settings = inspect.signature(type(scheduler).__init__).parameters  # the config may hold inherited ones
+        settings = {setting: scheduler.config.get(setting) for setting in own_settings}
+        step = getattr(type(scheduler), "step", None)
+        required = [
+            parameter.name
+            for parameter in (inspect.signature(step).parameters.values() if step else ())
+            if parameter.default is inspect.Parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
+
+        # 1. Schedulers for other models
+        refusals = {
+            f"it steps from prediction_type={settings.get('prediction_type')!r}": (
+                settings.get("prediction_type") != "epsilon"
+            ),
+            "its step is not one from noise to clip": (
+                required != ["self", "model_output", "timestep", "sample"] or "Inverse" in name
+            ),
+            "its noise schedule is not one of betas": "beta_start" not in settings or "snr_shift_scale" in settings,
+            "rescale_betas_zero_snr=True starts where predicted noise says nothing of the clip": (
+                settings.get("rescale_betas_zero_snr")
+            ),
+            "use_flow_sigmas=True is for flow matching": settings.get("use_flow_sigmas"),
+        }
+        for reason, applies in refusals.items():
+            if applies:
+                raise ValueError(
+                    f"{name} cannot sample from Endora, which predicts noise: {reason}. Expected a scheduler for "
+                    "prediction_type='epsilon', such as DDPMScheduler or UniPCMultistepScheduler."
+                )
+        official = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
+        alphas_cumprod = scheduler.alphas_cumprod.cpu()
+        if alphas_cumprod.shape != official.shape or not torch.allclose(alphas_cumprod, official):
+            logger.warning(
+                f"{name} has another noise schedule than Endora's training. Unless this model was trained with it, "
+                'set num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear".'
+            )
+
+        # 2. Variance channels
+        variance_type = scheduler.config.get("variance_type")
+        predicts_variance = self.transformer.config.out_channels == 2 * self.transformer.config.in_channels
+        if not isinstance(scheduler, LEARNED_VARIANCE_SCHEDULERS):
+            if variance_type in ("learned", "learned_range"):
+                logger.info(f"{name} takes no learned variance: clearing its variance_type={variance_type!r}.")
+                scheduler.register_to_config(variance_type=None)
+        elif variance_type is None:  # cleared above, on the way here through another scheduler
+            scheduler.variance_type = "learned_range" if predicts_variance else "fixed_small"
+            scheduler.register_to_config(variance_type=scheduler.variance_type)
+        elif variance_type in ("learned", "fixed_large_log"):
+            raise ValueError(
+                f"{name} with variance_type={variance_type!r} cannot sample from Endora, whose variance channels "
+                "interpolate: use variance_type='learned_range' or 'fixed_small'."
+            )
+        elif variance_type == "learned_range" and not predicts_variance:
+            raise ValueError(
+                f"{name} with variance_type={variance_type!r} needs variance channels, which this transformer "
+                "does not predict: use variance_type='fixed_small'."
+            )
+
+        # 3. Clipping
+        for setting in ("clip_sample", "thresholding"):
+            if settings.get(setting):
+                logger.warning(f"{name} has {setting}=True, which cuts latents to [-1, 1]: setting it to False.")
+                scheduler.register_to_config(**{setting: False})
+
+    def prepare_timesteps(
+        self, num_inference_steps: int, timesteps: list[int] | None, device: torch.device
+    ) -> torch.Tensor:
+        """The scheduler's timesteps, noisiest first; a ValueError names a scheduler that cannot take so many."""
+        name = type(self.scheduler).__name__
+        try:
+            if timesteps is not None:
+                self.scheduler.set_timesteps(timesteps=timesteps, device=device)
+            else:
+                self.scheduler.set_timesteps(num_inference_steps, device=device)
+        except (IndexError, ValueError) as error:
+            given = f"{num_inference_steps=}" if timesteps is None else f"{timesteps=}"
+            raise ValueError(f"{given} does not suit {name}: {error}") from error
+        if not self.scheduler.timesteps.isfinite().all():
+            raise ValueError(f"{num_inference_steps=} does not suit {name}: its timesteps are not finite; take more.")
+        return self.scheduler.timesteps
+
+    def prepare_latents(
+        self,
+        shape: tuple[int, ...],
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Starting noise `(B, C, F, h, w)` in float32, whatever the precision of the models: one seed, one clip."""
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+
+    def prepare_labels(self, class_labels: list[int] | None, batch_size: int, device: torch.device):
+        """Labels `(B,)`, the null class where none are given, and null classes `(B,)` for guidance.
+
+        None for labels that the model does not have.
+        """
+        null_class = self.transformer.null_class
+        nulls = None if null_class is None else torch.full((batch_size,), null_class, device=device)
+        return nulls if class_labels is None else torch.tensor(class_labels, device=device), nulls
+
+    def decode_latents(self, latents: torch.Tensor, decode_chunk_size: int | None = None) -> torch.Tensor:
+        """Latents `(B, C, F, h, w)` to frames `(B, 3, F, H, W)` in about [-1, 1].
+
+        `decode_chunk_size` frames (4 by default) go through the VAE at a time; the result does not depend on it.
+        """
+        batch_size = latents.shape[0]
+        frames = latents.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
+        frames = frames / self.vae.config.scaling_factor + (getattr(self.vae.config, "shift_factor", None) or 0.0)
+        decoded = [self.vae.decode(chunk).sample.float() for chunk in frames.split(decode_chunk_size or 4)]
+        return torch.cat(decoded).unflatten(0, (batch_size, -1)).transpose(1, 2)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 250,
+        timesteps: list[int] | None = None,
+        class_labels: int | list[int] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+        decode_chunk_size: int | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+    ) -> EndoraPipelineOutput | tuple:
+        """Generates clips.
+
+        Args:
+            batch_size: number of clips; the number of labels where `class_labels` is a list.
+            num_frames: frames of a clip; by default what the transformer was trained at.
+            height: pixels, a multiple of the VAE's factor times the patch size; by default the training size.
+            width: likewise.
+            num_inference_steps: denoising steps; the paper samples with 250.
+            timesteps: explicit falling timesteps instead of `num_inference_steps`, where the scheduler takes them.
+            class_labels: one label per clip, or one int for all. None draws from a class-conditional model
+                unconditionally, by its null class.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022) on the noise channels; the variance stays
+                the conditional one. 1 is off.
+            generator: one for the batch, or a list with one per clip, which makes a clip independent of its batch.
+            latents: starting noise `(B, C, F, H/8, W/8)` of unit variance, instead of drawing it.
+            output_type: "pil", "np", "pt" or "latent"; see `EndoraPipelineOutput`.
+            return_dict: False for a tuple `(frames,)`.
+            callback_on_step_end: called as `callback(pipe, step, timestep, {"latents": ...})` after every step; the
+                dictionary it returns may hold changed latents.
+            callback_on_step_end_tensor_inputs: names of the tensors that the callback gets; only "latents" exists.
+            decode_chunk_size: frames decoded at a time, 4 by default; changes memory, not results.
+            attention_kwargs: `{"scale": s}` scales LoRA layers.
+
+        Returns:
+            `EndoraPipelineOutput`, or `(frames,)`.
+
+        Raises:
+            ValueError: for an argument that does not fit the models, or a scheduler that cannot serve them.
+        """
+        # 1. Defaults and checks
+        sample_size = self.transformer.config.sample_size
+        sample_height, sample_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        num_frames = self.transformer.config.num_frames if num_frames is None else num_frames
+        height = sample_height * self.vae_scale_factor if height is None else height
+        width = sample_width * self.vae_scale_factor if width is None else width
+        if class_labels is not None:
+            labels = torch.as_tensor(class_labels)
+            class_labels = labels.flatten().tolist() * (batch_size if labels.ndim == 0 else 1)
+            batch_size = len(class_labels) if batch_size == 1 else batch_size
+        self.prepare_scheduler()
+        self.check_inputs(
+            batch_size,
+            num_frames,
+            height,
+            width,
+            num_inference_steps,
+            timesteps,
+            class_labels,
+            guidance_scale,
+            generator,
+            latents,
+            output_type,
+            list(callback_on_step_end_tensor_inputs),
+            decode_chunk_size,
+        )
+        self._guidance_scale = guidance_scale
+        self._current_timestep = None
+        self._interrupt = False
+        device = self._execution_device
+
+        # 2. Timesteps
+        steps = self.prepare_timesteps(num_inference_steps, timesteps, device)
+        self._num_timesteps = len(steps)
+        step_kwargs = {}
+        if "generator" in inspect.signature(type(self.scheduler).step).parameters:
+            step_kwargs["generator"] = generator
+
+        # 3. Starting noise and labels
+        channels = self.transformer.config.in_channels
+        shape = (batch_size, channels, num_frames, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        latents = self.prepare_latents(shape, device, generator, latents)
+        labels, null_labels = self.prepare_labels(class_labels, batch_size, device)
+        wants_variance = getattr(self.scheduler.config, "variance_type", None) in ("learned", "learned_range")
+
+        # 4. Denoising
+        with self.progress_bar(total=len(steps)) as progress_bar:
+            for step, timestep in enumerate(steps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = timestep
+
+                # 4.1 Noise and variance, the unconditional half of the batch first
+                guided = self.do_classifier_free_guidance
+                model_input = self.scheduler.scale_model_input(latents, timestep)
+                model_input = torch.cat([model_input, model_input]) if guided else model_input
+                with self.transformer.cache_context("cond_uncond" if guided else "cond"):
+                    prediction = self.transformer(
+                        hidden_states=model_input.to(self.transformer.dtype),
+                        timestep=timestep.expand(model_input.shape[0]),
+                        class_labels=torch.cat([null_labels, labels]) if guided else labels,
+                        attention_kwargs=attention_kwargs,
+                        return_dict=False,
+                    )[0].float()
+                if guided:
+                    uncond, prediction = prediction.chunk(2)
+                    uncond_eps, cond_eps = uncond[:, :channels], prediction[:, :channels]
+                    eps = uncond_eps + self.guidance_scale * (cond_eps - uncond_eps)
+                    prediction = torch.cat([eps, prediction[:, channels:]], dim=1)
+                if not wants_variance:
+                    prediction = prediction[:, :channels]
+
+                # 4.2 x_t -> x_{t-1}
+                latents = self.scheduler.step(prediction, timestep, latents, **step_kwargs, return_dict=False)[0]
+
+                if callback_on_step_end is not None:
+                    inputs = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                    latents = callback_on_step_end(self, step, timestep, inputs).pop("latents", latents)
+                progress_bar.update()
+        self._current_timestep = None
+        if not latents.isfinite().all():
+            raise ValueError(
+                f"{type(self.scheduler).__name__} with {len(steps)} timesteps and a transformer in "
+                f"{self.transformer.dtype} left values that are not finite: expected other steps, or more precision."
+            )
+
+        # 5. Frames
+        if output_type == "latent":
+            frames = latents
+        else:
+            video = self.decode_latents(latents, decode_chunk_size)
+            frames = self.video_processor.postprocess_video(video, output_type=output_type)
+        self.maybe_free_model_hooks()
+
+        if not return_dict:
+            return (frames,)
+        return EndoraPipelineOutput(frames=frames)
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Writes `model_index.json` in the published form, and beside it the self-contained `pipeline.py`.
+
+        The published form names the classes as diffusers' own, so that the folder loads with
+        `EndoraPipeline.from_pretrained(folder)` where this package is imported, and with
+        `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)` where it is absent.
+        """
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        (Path(save_directory) / "pipeline.py").write_text(single_file_source(), encoding="utf-8")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The `model_index.json` of the published form; see `save_config`."""
+        index = json.loads(super().to_json_string())
+        index["_class_name"] = "EndoraPipeline"
+        index["transformer"] = ["diffusers", "EndoraTransformer3DModel"]
+        index.pop("_name_or_path", None)
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Writes `to_json_string()` in one move: the file that makes a folder loadable is whole or not there."""
+        unfinished = Path(f"{os.fspath(json_file_path)}.tmp")
+        unfinished.write_text(self.to_json_string(), encoding="utf-8")
+        unfinished.replace(json_file_path)

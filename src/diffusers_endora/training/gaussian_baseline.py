@@ -1,0 +1,47 @@
+"""What a predictor that knows only the mean and variance of each latent would score: the floor of a useful model."""
+
+import torch
+
+
+class GaussianBaseline:
+    """The noise-prediction error of the best predictor for independent Gaussian latents.
+
+    Every latent element (channel, row, column) is modelled as N(mu, v), with moments over all frames seen. For
+    x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, the posterior mean of eps is then the optimal prediction, and its expected
+    squared error the posterior variance a_t v / (a_t v + 1 - a_t) (Bishop 2006, eq. 2.113-2.117). A diffusion model
+    that does not score well below it has not learned what the frames look like.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: torch.Tensor | float = 0.0
+        self.sum_of_squares: torch.Tensor | float = 0.0
+
+    def update(self, latents: torch.Tensor) -> None:
+        """Adds the frames of latents `(B, C, F, h, w)`; stays on their device and does not synchronise with it."""
+        frames = latents.detach().transpose(1, 2).flatten(0, 1).double()
+        self.count += len(frames)
+        self.sum = self.sum + frames.sum(0)
+        self.sum_of_squares = self.sum_of_squares + frames.square().sum(0)
+
+    def eps_mse(self, alphas_cumprod: torch.Tensor) -> float:
+        """Mean squared error per element, over positions and uniform timesteps.
+
+        Args:
+            alphas_cumprod: `(T,)`, of the training schedule.
+
+        Raises:
+            ValueError: before the first `update`.
+        """
+        if self.count == 0 or not isinstance(self.sum, torch.Tensor):
+            raise ValueError("GaussianBaseline has seen no latents: call update first.")
+        mean = self.sum / self.count
+        variance = (self.sum_of_squares / self.count - mean.square()).clamp(min=0).flatten()
+        signal = alphas_cumprod.to(variance)[:, None] * variance
+        return (signal / (signal + 1 - alphas_cumprod.to(variance)[:, None])).mean().item()
+
+    def state_dict(self) -> dict:
+        return {"count": self.count, "sum": self.sum, "sum_of_squares": self.sum_of_squares}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.count, self.sum, self.sum_of_squares = state["count"], state["sum"], state["sum_of_squares"]

@@ -1,0 +1,420 @@
+"""The `endora` command: files it leaves, files it does not leave, and one line for each error."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from diffusers_endora import (
+    EndoraPipeline,
+    EndoraTransformer3DModel,
+    cli,
+    load_original_checkpoint,
+    save_original_checkpoint,
+)
+from diffusers_endora.data.video_io import read_frames, read_video_info
+from diffusers_endora.models.original_checkpoint import OriginalExtras
+
+
+@pytest.fixture
+def endora(monkeypatch, capsys):
+    """Runs `endora ...` in this process: `endora(*arguments) -> (exit code, stdout, stderr)`."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["endora", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def refused(endora):
+    """Runs `endora ...`, which has to fail with one line on stderr; returns that line."""
+
+    def run(*arguments) -> str:
+        code, _, err = endora(*arguments)
+        assert code == 1
+        assert err.startswith("endora: error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def vae_folder(tmp_path_factory) -> Path:
+    """A VAE with random weights that halves height and width."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "vae"
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """An official file: one pair of blocks, 16 wide, 2 heads, 8x8 latents of 4 frames, 3 classes."""
+    torch.manual_seed(0)
+    model = EndoraTransformer3DModel(2, 8, num_layers=1, sample_size=8, num_frames=4, num_classes=3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    path = tmp_path_factory.mktemp("models") / "official.pt"
+    save_original_checkpoint(model, path, OriginalExtras({"cov.weight": torch.randn(8, 3, 2, 2)}, wrapper="model"))
+    return path
+
+
+@pytest.fixture
+def model_folder(endora, checkpoint, vae_folder, tmp_path) -> Path:
+    folder = tmp_path / "model"
+    code, _, _ = endora("convert", checkpoint, folder, "--vae", vae_folder, "--num_attention_heads", 2)
+    assert code == 0
+    return folder
+
+
+# --- convert and export ----------------------------------------------------------------------------------------------
+
+
+def test_convert_writes_a_folder_ready_to_publish(model_folder, vae_folder):
+    names = {str(path.relative_to(model_folder)) for path in model_folder.rglob("*") if path.is_file()}
+    assert names == {
+        "model_index.json",
+        "pipeline.py",
+        "scheduler/scheduler_config.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "transformer/original_extras.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    scheduler = json.loads((model_folder / "scheduler/scheduler_config.json").read_text())
+    assert scheduler["_class_name"] == "DDPMScheduler"
+    expected = {"variance_type": "learned_range", "clip_sample": False, "timestep_spacing": "linspace"}
+    assert {name: scheduler[name] for name in expected} == expected
+    for text in model_folder.rglob("*.json"):
+        assert str(vae_folder) not in text.read_text(), f"{text} tells where it was made"
+    pipeline = DiffusionPipeline.from_pretrained(model_folder)
+    assert isinstance(pipeline, EndoraPipeline)
+    assert pipeline.transformer.config.num_classes == 3
+    assert set(load_file(model_folder / "transformer/original_extras.safetensors")) == {
+        *("pos_embed", "temp_embed", "cov.weight"),
+        *("linear.weight", "linear.bias", "linear_2.weight", "linear_2.bias"),
+    }
+
+
+@pytest.mark.parametrize("part", ["", "transformer"])
+def test_export_gives_the_converted_checkpoint_back(endora, checkpoint, model_folder, tmp_path, part):
+    code, out, _ = endora("export", model_folder / part, tmp_path / "back.pt")
+    assert (code, out) == (0, f"{tmp_path / 'back.pt'}: written\n")
+    first, second = (torch.load(path, weights_only=True) for path in (checkpoint, tmp_path / "back.pt"))
+    assert list(second) == ["model"]
+    assert list(first["model"]) == list(second["model"])
+    assert all(torch.equal(tensor, second["model"][key]) for key, tensor in first["model"].items())
+
+
+def test_export_names_what_it_makes_anew(endora, model_folder, tmp_path):
+    (model_folder / "transformer/original_extras.safetensors").unlink()
+    code, out, _ = endora("export", model_folder, tmp_path / "back.pt")
+    assert code == 0
+    assert "cov.weight (training only) left out" in out
+    assert "  pos_embed: computed\n  temp_embed: computed\n  linear.weight: zeros, no layer uses it\n" in out
+    assert list(torch.load(tmp_path / "back.pt", weights_only=True)) == ["ema"]
+
+
+def test_convert_and_export_of_a_golden_checkpoint(endora, official_checkpoint, vae_folder, tmp_path):
+    options = ("--vae", vae_folder, "--num_attention_heads", 4, "--block_order", "sequential")
+    code, out, _ = endora("convert", official_checkpoint("sequential"), tmp_path / "model", *options)
+    assert code == 0
+    assert "28 blocks (sequential), 4 heads, 16 frames, no classes" in out
+    assert endora("export", tmp_path / "model", tmp_path / "back.pt")[0] == 0
+    first, second = (
+        torch.load(path, weights_only=True)["ema"]
+        for path in (official_checkpoint("sequential"), tmp_path / "back.pt")
+    )
+    assert list(first) == list(second)
+    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+
+
+def test_convert_without_variance_channels(endora, vae_folder, tmp_path):
+    model = EndoraTransformer3DModel(2, 8, out_channels=4, num_layers=1, sample_size=8, num_frames=4)
+    save_original_checkpoint(model, tmp_path / "noise.pt")
+    options = ("--vae", vae_folder, "--num-attention-heads", 2)  # dashes are taken too
+    assert endora("convert", tmp_path / "noise.pt", tmp_path / "model", *options)[0] == 0
+    scheduler = json.loads((tmp_path / "model/scheduler/scheduler_config.json").read_text())
+    assert scheduler["variance_type"] == "fixed_small"
+
+
+def test_convert_errors_leave_nothing_behind(refused, checkpoint, vae_folder, tmp_path):
+    out = tmp_path / "deep" / "model"
+    heads = ("--num_attention_heads", 2)
+    (tmp_path / "zero.pt").touch()
+    (tmp_path / "no_vae").mkdir()
+    (tmp_path / "other_vae").mkdir()
+    (tmp_path / "other_vae/config.json").write_text('{"_class_name": "UNet2DModel"}')
+    before = sorted(tmp_path.rglob("*"))
+
+    line = refused("convert", checkpoint, out, *heads)
+    assert "stabilityai/sd-vae-ft-ema" in line
+    assert "stabilityai/sd-vae-ft-mse" in line
+    assert "needs num_attention_heads" in refused("convert", checkpoint, out, "--vae", vae_folder)
+    assert "zero.pt: is empty" in refused("convert", tmp_path / "zero.pt", out, "--vae", vae_folder)
+    assert "absent.pt" in refused("convert", tmp_path / "absent.pt", out, "--vae", vae_folder)
+    assert "has no config.json" in refused("convert", checkpoint, out, *heads, "--vae", tmp_path / "no_vae")
+    assert "holds a UNet2DModel" in refused("convert", checkpoint, out, *heads, "--vae", tmp_path / "other_vae")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_convert_refuses_a_vae_of_other_channels(refused, checkpoint, tmp_path):
+    vae = AutoencoderTiny(
+        latent_channels=3,
+        encoder_block_out_channels=(8,),
+        decoder_block_out_channels=(8,),
+        num_encoder_blocks=(1,),
+        num_decoder_blocks=(1,),
+    )
+    vae.save_pretrained(tmp_path / "vae")
+    line = refused("convert", checkpoint, tmp_path / "model", "--vae", tmp_path / "vae", "--num_attention_heads", 2)
+    assert "has 3 latent channels" in line
+    assert not (tmp_path / "model").exists()
+
+
+def test_convert_refuses_a_vae_without_all_weights(refused, checkpoint, vae_folder, tmp_path):
+    shutil.copytree(vae_folder, tmp_path / "vae")
+    weights = load_file(vae_folder / "diffusion_pytorch_model.safetensors")
+    del weights["decoder.layers.0.weight"]
+    save_file(weights, tmp_path / "vae/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    line = refused("convert", checkpoint, tmp_path / "model", "--vae", tmp_path / "vae", "--num_attention_heads", 2)
+    assert "lacks 1 weights: decoder.layers.0.weight" in line
+    assert not (tmp_path / "model").exists()
+
+
+def test_convert_that_fails_while_writing_leaves_nothing_behind(
+    refused, checkpoint, vae_folder, tmp_path, monkeypatch
+):
+    def fail(self, path):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(OriginalExtras, "save", fail)
+    options = ("--vae", vae_folder, "--num_attention_heads", 2)
+    assert "no space left" in refused("convert", checkpoint, tmp_path / "model", *options)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model_index.json").write_text("{}")
+    assert "no space left" in refused("convert", checkpoint, tmp_path / "model", *options, "--overwrite")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/model_index.json"]
+
+
+def test_convert_replaces_a_pipeline_folder_only_when_told(endora, refused, checkpoint, vae_folder, model_folder):
+    options = ("convert", checkpoint, model_folder, "--vae", vae_folder, "--num_attention_heads", 2)
+    (model_folder / "stale.txt").touch()
+    assert "is not empty; choose another name or add --overwrite" in refused(*options)
+    assert endora(*options, "--overwrite")[0] == 0
+    assert not (model_folder / "stale.txt").exists()
+    assert (model_folder / "model_index.json").exists()
+    assert list(model_folder.parent.iterdir()) == [model_folder]
+    (model_folder / "model_index.json").unlink()
+    assert "not a pipeline folder" in refused(*options, "--overwrite")
+
+
+def test_export_errors(refused, vae_folder, model_folder, tmp_path):
+    out = tmp_path / "back.pt"
+    assert "has no config.json" in refused("export", tmp_path / "absent", out)
+    assert "holds a AutoencoderTiny" in refused("export", vae_folder, out)
+    assert "is a folder" in refused("export", model_folder, tmp_path)
+    out.write_bytes(b"earlier")
+    assert "add --overwrite" in refused("export", model_folder, out)
+    weights = model_folder / "transformer/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused("export", model_folder, out, "--overwrite")
+    assert out.read_bytes() == b"earlier"
+
+
+# --- generate --------------------------------------------------------------------------------------------------------
+
+
+def test_generate_writes_clips_a_contact_sheet_and_a_record(endora, model_folder, tmp_path):
+    out = tmp_path / "new" / "clips"
+    options = ("--num_clips", 3, "--batch_size", 2, "--num_inference_steps", 2, "--seed", 5, "--class_label", 1)
+    code, _, err = endora("generate", model_folder, "--output", out, *options, "--guidance_scale", 2)
+    assert code == 0
+    assert "clips 3 to 3 of 3" in err  # progress
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("clip_0000.mp4", "clip_0001.mp4", "clip_0002.mp4", "contact_sheet.png", "generation.json")
+    ]
+    info = read_video_info(out / "clip_0002.mp4")
+    assert (info.num_frames, info.height, info.width, info.fps, info.codec) == (4, 16, 16, 8.0, "h264")
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert sheet.height > 2 * sheet.width / 4  # 3 rows of 4 frames
+    record = json.loads((out / "generation.json").read_text())
+    assert [(clip["file"], clip["seed"], clip["class_label"]) for clip in record["clips"]] == [
+        ("clip_0000.mp4", 5, 1),
+        ("clip_0001.mp4", 6, 1),
+        ("clip_0002.mp4", 7, 1),
+    ]
+    assert record["arguments"]["model"] == str(model_folder)
+    assert record["arguments"]["guidance_scale"] == 2.0
+    assert record["scheduler"]["class"] == "DDPMScheduler"
+    assert record["timesteps"] == [999.0, 0.0]
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def test_a_clip_depends_on_its_seed_alone(endora, model_folder, tmp_path):
+    options = ("--num_inference_steps", 2, "--format", "ffv1")
+    endora("generate", model_folder, "--output", tmp_path / "a", *options, "--num_clips", 3, "--batch_size", 3)
+    endora("generate", model_folder, "--output", tmp_path / "b", *options, "--num_clips", 1, "--seed", 2)
+    together = read_frames(tmp_path / "a/clip_0002.mkv", range(4)).astype(int)
+    alone = read_frames(tmp_path / "b/clip_0000.mkv", range(4)).astype(int)
+    assert np.abs(together - alone).max() <= 1  # batched products may round differently
+    other = read_frames(tmp_path / "a/clip_0001.mkv", range(4)).astype(int)
+    assert np.abs(together - other).max() > 1
+
+
+def test_generated_pixels_are_those_of_the_pipeline(endora, model_folder, tmp_path):
+    options = ("--num_inference_steps", 2, "--format", "png", "--num_frames", 2, "--height", 8, "--width", 12)
+    assert endora("generate", model_folder, "--output", tmp_path / "clips", *options)[0] == 0
+    pipeline = EndoraPipeline.from_pretrained(model_folder)
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"num_frames": 2, "height": 8, "width": 12}
+    expected = pipeline(num_inference_steps=2, generator=generator, return_dict=False, **sizes)[0][0]
+    written = read_frames(tmp_path / "clips/clip_0000", range(2))
+    assert np.array_equal(written, np.stack([np.asarray(frame) for frame in expected]))
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name"),
+    [
+        ("ddpm", "DDPMScheduler"),
+        ("ddim", "DPMSolverMultistepScheduler"),
+        ("dpmsolver++", "DPMSolverMultistepScheduler"),
+        ("unipc", "UniPCMultistepScheduler"),
+        ("euler", "EulerDiscreteScheduler"),
+    ],
+)
+def test_every_scheduler_of_the_help_samples(endora, model_folder, tmp_path, name, class_name):
+    options = ("--num_inference_steps", 3, "--scheduler", name, "--format", "png")
+    assert endora("generate", model_folder, "--output", tmp_path / "clips", *options)[0] == 0
+    record = json.loads((tmp_path / "clips/generation.json").read_text())
+    assert record["scheduler"]["class"] == class_name
+    if name == "ddim":
+        assert record["timesteps"] == [999.0, 500.0, 0.0]
+
+
+def test_ddim_is_that_of_the_official_code(official_checkpoint, golden, vae_folder):
+    pipeline = EndoraPipeline(
+        vae=AutoencoderTiny.from_pretrained(vae_folder),
+        transformer=load_original_checkpoint(official_checkpoint("unconditional"), num_attention_heads=4),
+        scheduler=DDIMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler, timesteps = cli.choose_scheduler(pipeline, "ddim", 10)
+    assert timesteps == golden["ddpm10/timesteps"].flip(0).tolist()
+    start = golden["ddim10/x_T"].transpose(1, 2)
+    expected = golden["ddim10/out"].transpose(1, 2)
+    options = {"batch_size": start.shape[0], "output_type": "latent", "return_dict": False}
+    latents = pipeline(timesteps=timesteps, latents=start, **options)[0]
+    assert (latents - expected).abs().max() < 1e-4 * expected.std()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--class_label", 7), "expected labels from 0 to 2, or 3 for the null class"),
+        (("--guidance_scale", 2), "guidance needs classes"),
+        (("--guidance_scale", 0.5), "expected 1"),
+        (("--height", 9), "height=9: expected a positive multiple of 4 pixels"),
+        (("--fps", 0), "--fps 0.0: expected a positive number"),
+        (("--fps", "nan"), "--fps nan"),
+        (("--device", "toaster"), "--device toaster: expected a torch device"),
+    ],
+)
+def test_generate_errors_leave_nothing_behind(refused, model_folder, tmp_path, options, message):
+    line = refused("generate", model_folder, "--output", tmp_path / "clips", "--num_inference_steps", 2, *options)
+    assert message in line
+    assert not (tmp_path / "clips").exists()
+
+
+def test_generate_refuses_what_is_no_pipeline(refused, tmp_path):
+    for model in (tmp_path, tmp_path / "absent"):
+        assert str(model) in refused("generate", model, "--output", tmp_path / "clips")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_does_not_mix_with_earlier_clips(refused, tmp_path):
+    out = tmp_path / "clips"
+    out.mkdir()
+    (out / "clip_0000.mp4").touch()
+    assert "holds clip_0000.mp4 already" in refused("generate", "any", "--output", out)
+    assert "is a file" in refused("generate", "any", "--output", out / "clip_0000.mp4")
+
+
+def test_pixels_that_are_not_finite_are_no_clip():
+    with pytest.raises(ValueError, match="not finite in float16; try --dtype float32"):
+        cli.as_uint8(np.array([0.5, np.nan]), "float16")
+    assert cli.as_uint8(np.array([0.0, 0.5, 1.0]), "float32").tolist() == [0, 128, 255]
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_help_has_an_example():
+    commands = [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+    assert commands == ["generate", "convert", "export"]
+    for command in commands:
+        result = CliRunner().invoke(cli.app, [command, "--help"])
+        assert result.exit_code == 0
+        assert f"Example:\n      endora {command} " in result.output
+
+
+def test_usage_errors_have_their_own_exit_code(endora):
+    code, _, err = endora("generate")
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_as_a_process(tmp_path):
+    """No traceback and exit code 1 also where nothing of pytest is around; one process, for its slow start."""
+    command = [
+        sys.executable,
+        "-m",
+        "diffusers_endora.cli",
+        "convert",
+        str(tmp_path / "absent.pt"),
+        "out",
+        "--vae",
+        "x",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("endora: error: ")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_command_imports_nothing_heavy_itself():
+    """The package does; the module must not add to it."""
+    lines = Path(cli.__file__).read_text().splitlines()
+    top = [line for line in lines if line.startswith(("import ", "from "))]
+    assert not [
+        line for line in top if line.split()[1].split(".")[0] in ("torch", "diffusers", "numpy", "safetensors")
+    ]

@@ -1,0 +1,57 @@
+"""Checkpoints appear whole or not at all, and are found again by name."""
+
+from pathlib import Path
+
+import pytest
+
+from diffusers_endora.training.checkpoints import find_checkpoint, list_checkpoints, save_checkpoint
+
+
+def write(folder: Path) -> None:
+    (folder / "weights").write_text(folder.name)
+
+
+def save(output_dir: Path, step: int, save=write, total_limit: int | None = None) -> Path:
+    return save_checkpoint(output_dir, step, save, lambda: None, True, total_limit)
+
+
+def test_checkpoints_are_listed_by_step_not_by_name(tmp_path):
+    for step in (900, 1000, 20):
+        save(tmp_path, step)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-900", "checkpoint-1000"]
+    assert find_checkpoint(tmp_path, "latest").name == "checkpoint-1000"
+
+
+def test_an_interrupted_save_is_not_a_checkpoint_and_the_next_save_clears_it(tmp_path):
+    save(tmp_path, 1)
+
+    def dies(folder: Path) -> None:
+        write(folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2, dies)
+    assert find_checkpoint(tmp_path, "latest").name == "checkpoint-1"
+    save(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-3"]
+
+
+def test_total_limit_removes_the_oldest_after_the_new_one_is_in_place(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, total_limit=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "checkpoint-1" / "old").write_text("")
+    save(tmp_path, 1)
+    assert [path.name for path in (tmp_path / "checkpoint-1").iterdir()] == ["weights"]
+
+
+def test_names_that_are_not_there(tmp_path):
+    assert find_checkpoint(tmp_path, "latest") is None
+    save(tmp_path, 7)
+    assert find_checkpoint(tmp_path, "checkpoint-7") == find_checkpoint(tmp_path, str(tmp_path / "checkpoint-7"))
+    with pytest.raises(ValueError, match=r"checkpoint-8: no such checkpoint; available in .*: checkpoint-7"):
+        find_checkpoint(tmp_path, "checkpoint-8")
