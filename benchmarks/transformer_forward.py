@@ -32,7 +32,8 @@ def peak_resident_bytes() -> int:
 def matrix_products(model: EndoraTransformer3DModel, tokens: torch.Tensor, mlp_tokens: torch.Tensor) -> None:
     """The products of all blocks: (1024, 1152) by qkv, out, fc1; (1024, 4608) by fc2."""
     for block in [*model.transformer_blocks, *model.temporal_transformer_blocks]:
-        for projection in (block.attn.to_q, block.attn.to_k, block.attn.to_v, block.attn.to_out[0], block.ff.net[0].proj):
+        attn = block.attn
+        for projection in (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0], block.ff.net[0].proj):
             F.linear(tokens, projection.weight)
         F.linear(mlp_tokens, block.ff.net[2].weight)
 
@@ -67,11 +68,15 @@ def main() -> None:
         forward_times.append(seconds(model, latents, timestep))
         product_times.append(seconds(matrix_products, model, tokens, mlp_tokens))
         ratios.append(forward_times[-1] / product_times[-1])
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {2 * args.num_layers} blocks, float32, batch 1")
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, {2 * args.num_layers} blocks, float32, batch 1")
     for name, values in (("forward", forward_times), ("matrix products", product_times)):
         print(f"{name:16s} {statistics.median(values):7.3f} s  (min {min(values):.3f}, max {max(values):.3f})")
     print(f"ratio            {statistics.median(ratios):7.3f}    (min {min(ratios):.3f}, max {max(ratios):.3f})")
-    print(f"peak resident memory less imports: {peak / 2**20:.0f} MiB = {peak / weights:.3f} x weights ({weights / 2**20:.0f} MiB)")
+    print(
+        f"peak resident memory less imports: {peak / 2**20:.0f} MiB = {peak / weights:.3f} x the weights' "
+        f"{weights / 2**20:.0f} MiB"
+    )
 
 
 if __name__ == "__main__":

@@ -85,15 +85,15 @@ def main() -> None:
     start = time.perf_counter()
 
     print("1/4 rendering a phantom corpus")
-    videos = write_phantom_corpus(
-        work / "corpus", args.num_videos, num_frames=48, height=RESOLUTION, width=RESOLUTION
-    )
+    videos = write_phantom_corpus(work / "corpus", args.num_videos, num_frames=48, height=RESOLUTION, width=RESOLUTION)
     print("2/4 fitting an autoencoder to its frames")
     fit_vae(videos, work / "vae", args.vae_steps)
     print("3/4 training the demo preset with the prior (teacher: an untrained, fixed-seed ViT/8)")
     save_untrained_teacher(work / "teacher")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(TRAINER), "--preset", "demo"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    # on a CPU `accelerate launch` gives a process one thread unless told otherwise
+    command += ["--num_cpu_threads_per_process", str(torch.get_num_threads()), str(TRAINER), "--preset", "demo"]
     options = {
         "train_data_dir": work / "corpus",
         "pretrained_vae": work / "vae",

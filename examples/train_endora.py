@@ -188,14 +188,15 @@ def validate(pipeline: EndoraPipeline, args: argparse.Namespace, folder: Path, n
     """Samples clips with fixed seeds and writes them with a contact sheet into `folder`; returns the sheet's path."""
     generators = [torch.Generator().manual_seed(args.seed + index) for index in range(args.num_validation_clips)]
     labels = None if num_classes is None else [index % num_classes for index in range(args.num_validation_clips)]
-    output = pipeline(
+    frames = pipeline(
         batch_size=args.num_validation_clips,
         num_inference_steps=args.validation_inference_steps,
         class_labels=labels,
         generator=generators,
         output_type="np",
-    )
-    clips = (np.asarray(output.frames) * 255).round().astype(np.uint8)
+        return_dict=False,
+    )[0]
+    clips = (frames * 255).round().astype(np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
     for index, clip in enumerate(clips):
         write_video(folder / f"clip_{index}.mp4", clip, fps=args.fps)
@@ -257,7 +258,7 @@ def main() -> None:
     )
     transformer, optimizer, lr_scheduler, loader = accelerator.prepare(transformer, optimizer, lr_scheduler, loader)
     vae.to(accelerator.device)
-    student_layers = ()
+    student_layers: tuple[int, ...] = ()
     if prior is not None:
         student_layers = prior.student_layers
         prior = accelerator.prepare(prior.to(accelerator.device))

@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: numbers of the official implementation, real clips and a real VAE, where they are at hand."""
+"""Fixtures shared by the tests: official numbers, real clips and a real VAE, where they are at hand."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def golden_dino_tokens() -> list[torch.Tensor]:
 
 @pytest.fixture
 def official_checkpoint():
-    """Returns `name -> path` for the official-format checkpoints `unconditional`, `sequential`, `class_conditional`."""
+    """Returns `name -> path` of an official checkpoint: `unconditional`, `sequential`, `class_conditional`."""
     return lambda name: shared_path(f"golden/official_{name}.pt")
 
 

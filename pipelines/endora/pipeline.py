@@ -144,7 +144,7 @@ class EndoraTransformerBlock(nn.Module):
 
 
 class EndoraTemporalTransformerBlock(EndoraTransformerBlock):
-    """The same over the frames of a patch position. Still images pass through untouched."""
+    """A temporal DiT block: attention over the frames of a patch position. Still images pass through untouched."""
 
     over_time = True
 
@@ -218,13 +218,7 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
         "EndoraFirstTemporalTransformerBlock",
     ]
     _repeated_blocks = _no_split_modules
-    _skip_layerwise_casting_patterns = [
-        "patch_embed",
-        "time_embedder",
-        "class_embedder",
-        "norm",
-        "modulation_out",
-    ]
+    _skip_layerwise_casting_patterns = ["patch_embed", "time_embedder", "class_embedder", "norm", "modulation_out"]
 
     @register_to_config
     def __init__(
@@ -335,18 +329,18 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
 
     def enable_cache(self, config: Any) -> None:
         if isinstance(config, FasterCacheConfig):
-            # It drops the unconditional half of the batch on some steps; the labels have to be halved with it. A model
-            # without classes has no such half.
-            identifiers = [*config._unconditional_conditional_input_kwargs_identifiers, "class_labels"]
+            # It drops the unconditional half of the batch on some steps; the labels have to be halved with it. Without
+            # a null class there is no such half, which diffusers calls guidance-distilled.
+            batched_inputs = [*config._unconditional_conditional_input_kwargs_identifiers, "class_labels"]
             config = dataclasses.replace(
                 config,
                 is_guidance_distilled=config.is_guidance_distilled or self.null_class is None,
-                _unconditional_conditional_input_kwargs_identifiers=identifiers,
+                _unconditional_conditional_input_kwargs_identifiers=batched_inputs,
             )
         elif isinstance(config, PyramidAttentionBroadcastConfig):
-            identifiers = config.spatial_attention_block_identifiers
-            if identifiers == PyramidAttentionBroadcastConfig.spatial_attention_block_identifiers:
-                # the default "transformer_blocks" also finds the temporal ones, which then never get their own range
+            # The default "transformer_blocks" also finds the temporal ones, which then never get their own range.
+            default = PyramidAttentionBroadcastConfig.spatial_attention_block_identifiers
+            if config.spatial_attention_block_identifiers == default:
                 config = dataclasses.replace(config, spatial_attention_block_identifiers=("^transformer_blocks",))
         super().enable_cache(config)
 
@@ -705,7 +699,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
         Settings that `from_config` hands on or a constructor presets, and that would spoil a clip, are replaced:
         `variance_type="learned_range"` for a scheduler that takes no variance channels (and back, on the return to
-        DDPM), and `clip_sample`, since latents are not bounded by 1.
+        DDPM), `clip_sample` and `thresholding`, since latents are not bounded by 1.
 
         Raises:
             ValueError: for a scheduler that does not step from predicted noise alone, or that needs variance channels
@@ -714,10 +708,10 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         scheduler, name = self.scheduler, type(self.scheduler).__name__
         own_settings = inspect.signature(type(scheduler).__init__).parameters  # the config may hold inherited ones
         settings = {setting: scheduler.config.get(setting) for setting in own_settings}
-        step_parameters = inspect.signature(scheduler.step).parameters.values() if hasattr(scheduler, "step") else []
+        step = getattr(type(scheduler), "step", None)
         required = [
             parameter.name
-            for parameter in step_parameters
+            for parameter in (inspect.signature(step).parameters.values() if step else ())
             if parameter.default is inspect.Parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ]
 
@@ -727,7 +721,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 settings.get("prediction_type") != "epsilon"
             ),
             "its step is not one from noise to clip": (
-                required != ["model_output", "timestep", "sample"] or "Inverse" in name
+                required != ["self", "model_output", "timestep", "sample"] or "Inverse" in name
             ),
             "its noise schedule is not one of betas": "beta_start" not in settings or "snr_shift_scale" in settings,
             "rescale_betas_zero_snr=True starts where predicted noise says nothing of the clip": (
@@ -771,9 +765,10 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             )
 
         # 3. Clipping
-        if settings.get("clip_sample"):
-            logger.warning(f"{name} has clip_sample=True, which cuts latents to [-1, 1]: setting it to False.")
-            scheduler.register_to_config(clip_sample=False)
+        for setting in ("clip_sample", "thresholding"):
+            if settings.get(setting):
+                logger.warning(f"{name} has {setting}=True, which cuts latents to [-1, 1]: setting it to False.")
+                scheduler.register_to_config(**{setting: False})
 
     def prepare_timesteps(
         self, num_inference_steps: int, timesteps: list[int] | None, device: torch.device
@@ -881,7 +876,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         width = sample_width * self.vae_scale_factor if width is None else width
         if class_labels is not None:
             labels = torch.as_tensor(class_labels)
-            class_labels = labels.flatten().tolist() if labels.ndim > 0 else [labels.item()] * batch_size
+            class_labels = labels.flatten().tolist() * (batch_size if labels.ndim == 0 else 1)
             batch_size = len(class_labels) if batch_size == 1 else batch_size
         self.prepare_scheduler()
         self.check_inputs(
@@ -908,7 +903,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         steps = self.prepare_timesteps(num_inference_steps, timesteps, device)
         self._num_timesteps = len(steps)
         step_kwargs = {}
-        if "generator" in inspect.signature(self.scheduler.step).parameters:
+        if "generator" in inspect.signature(type(self.scheduler).step).parameters:
             step_kwargs["generator"] = generator
 
         # 3. Starting noise and labels

@@ -14,7 +14,6 @@ import typer
 
 if TYPE_CHECKING:
     import numpy as np
-    from diffusers import AutoencoderKL, AutoencoderTiny
     from diffusers.schedulers import KarrasDiffusionSchedulers
 
     from .pipelines.pipeline_endora import EndoraPipeline
@@ -231,6 +230,7 @@ def convert(
     from diffusers import DDPMScheduler
 
     from . import EndoraPipeline
+    from .models.autoencoder import load_vae
     from .models.original_checkpoint import OriginalExtras, read_original_checkpoint
 
     transformer, extras = read_original_checkpoint(checkpoint, block_order, num_attention_heads)
@@ -350,29 +350,6 @@ def as_uint8(frames: "np.ndarray", dtype: str) -> "np.ndarray":
     if not np.isfinite(frames).all():
         raise ValueError(f"the model gave pixels that are not finite in {dtype}; try --dtype float32.")
     return (frames * 255).round().astype(np.uint8)
-
-
-def load_vae(path_or_repo: str) -> "AutoencoderKL | AutoencoderTiny":
-    """The VAE in a folder or on the Hub, of the class that its `config.json` names.
-
-    Raises:
-        ValueError: it is not an AutoencoderKL or AutoencoderTiny, or lacks weights.
-        OSError: there is none.
-    """
-    from diffusers import AutoencoderKL, AutoencoderTiny
-
-    if Path(path_or_repo).is_dir() and not (Path(path_or_repo) / "config.json").is_file():
-        raise ValueError(f"--vae {path_or_repo}: has no config.json; expected the folder of a VAE.")
-    class_name = AutoencoderKL.load_config(path_or_repo).get("_class_name")
-    vae_class = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}.get(class_name)
-    if vae_class is None:
-        raise ValueError(f"--vae {path_or_repo}: holds a {class_name}; expected an AutoencoderKL or AutoencoderTiny.")
-    vae, loading_info = vae_class.from_pretrained(path_or_repo, output_loading_info=True)
-    if missing := sorted(loading_info["missing_keys"]):  # diffusers would leave them random
-        raise ValueError(f"--vae {path_or_repo}: lacks {len(missing)} weights: {', '.join(missing)}.")
-    if Path(path_or_repo).exists():
-        vae.register_to_config(_name_or_path=None)  # a published folder is not to tell where it was made
-    return vae
 
 
 def check_replaceable(folder: Path, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""The training script end to end on small real components: what it writes, how it resumes, what it says to bad input."""
+"""The training script end to end on small real components: what it writes, how it resumes, what it refuses."""
 
 import importlib.util
 import json

@@ -69,7 +69,7 @@ OTHER_BETAS = {
 }
 REQUIRED_SETTINGS = {
     "AmusedScheduler": {"mask_token_id": 1},
-    "RFD4ProteinaScheduler": {"schedule_mode": "log", "noise_mode": "uniform", "tsr_k": 1.0, "tsr_sigma": 1.0},
+    "RFD4ProteinaScheduler": {"schedule_mode": "log", "noise_mode": "tan", "tsr_k": 1.0, "tsr_sigma": 1.0},
     "VQDiffusionScheduler": {"num_vec_classes": 4},
 }
 
@@ -114,6 +114,11 @@ def tiny_pipeline(vae=None, scheduler=None, **config) -> EndoraPipeline:
 def generate(pipe: EndoraPipeline, **arguments) -> torch.Tensor:
     arguments = {"num_inference_steps": 3, "generator": seeded(), "output_type": "latent", **arguments}
     return pipe(**arguments).frames
+
+
+def assert_same(latents: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Within `tolerance` standard deviations: random noise predictions leave latents far from unit variance."""
+    torch.testing.assert_close(latents, expected, rtol=0, atol=tolerance * expected.std().item())
 
 
 @pytest.fixture
@@ -173,7 +178,7 @@ def official_pipe(official_checkpoint):
 
 def assert_agrees(latents: torch.Tensor, official: torch.Tensor) -> None:
     """Within 1e-4 standard deviations of the official `(B, F, C, h, w)`."""
-    assert (latents.transpose(1, 2) - official).abs().max() < 1e-4 * official.std()
+    assert_same(latents.transpose(1, 2), official, tolerance=1e-4)
 
 
 def test_ddpm_takes_the_official_steps(official_pipe, golden, monkeypatch):
@@ -272,7 +277,7 @@ def test_warns_of_another_noise_schedule(pipe, warnings_of_diffusers, scheduler_
     [
         (DDPMScheduler, {"prediction_type": "v_prediction"}),
         (DDIMScheduler, {"prediction_type": "sample"}),
-        (UniPCMultistepScheduler, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+        (UniPCMultistepScheduler, {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
         (DPMSolverMultistepScheduler, {"use_flow_sigmas": True}),
         (DDIMScheduler, {"rescale_betas_zero_snr": True}),
         (EulerDiscreteScheduler, {"rescale_betas_zero_snr": True}),
@@ -372,10 +377,12 @@ def test_explicit_timesteps_are_the_ones_the_model_sees(point_pipe, scheduler):
 @pytest.mark.parametrize("scheduler_class", [DDPMScheduler, EulerAncestralDiscreteScheduler])
 def test_a_seed_gives_the_same_clip_alone_or_in_a_batch(pipe, scheduler_class):
     pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
-    batch = generate(pipe, batch_size=3, generator=[seeded(5), seeded(6), seeded(7)])
-    for clip, seed in zip(batch, (5, 6, 7), strict=True):
-        torch.testing.assert_close(clip, generate(pipe, generator=seeded(seed))[0], rtol=0, atol=1e-4)
-    assert (batch[0] - batch[1]).abs().max() > 0.1
+    for output_type, tolerance in (("latent", 1e-5), ("pt", 1e-4)):
+        generators = [seeded(5), seeded(6), seeded(7)]
+        batch = generate(pipe, batch_size=3, generator=generators, output_type=output_type)
+        for clip, seed in zip(batch, (5, 6, 7), strict=True):
+            assert_same(clip, generate(pipe, generator=seeded(seed), output_type=output_type)[0], tolerance)
+        assert (batch[0] - batch[1]).std() > 0.1 * batch.std()
 
 
 def test_a_seed_gives_the_same_clip_whatever_the_global_state(pipe):
@@ -423,11 +430,10 @@ def test_guidance_of_one_is_none_and_of_more_pulls_to_the_class(class_pipe):
     assert not class_pipe.do_classifier_free_guidance
     assert not torch.allclose(generate(class_pipe, class_labels=[0], guidance_scale=3.0), plain, atol=1e-3)
     null = generate(class_pipe, class_labels=[3])
-    torch.testing.assert_close(generate(class_pipe, class_labels=[3], guidance_scale=3.0), null)
+    assert_same(generate(class_pipe, class_labels=[3], guidance_scale=3.0), null)
 
 
 def test_a_callback_changes_the_guidance_of_the_steps_after_it(class_pipe):
-    """With one step, then two, of Euler: the second step alone is guided otherwise."""
     class_pipe.scheduler = EulerDiscreteScheduler()
 
     def guided(first: float, second: float) -> torch.Tensor:
@@ -436,14 +442,14 @@ def test_a_callback_changes_the_guidance_of_the_steps_after_it(class_pipe):
             return inputs
 
         return generate(
-            class_pipe, num_inference_steps=2, class_labels=[1], guidance_scale=first, callback_on_step_end=callback
+            class_pipe, timesteps=[600, 500], class_labels=[1], guidance_scale=first, callback_on_step_end=callback
         )
 
     constant, changed, switched_off = guided(2.0, 2.0), guided(2.0, 4.0), guided(2.0, 0.0)
     assert class_pipe.guidance_scale == 0.0
     # eps is linear in the scale and the last step in eps: scale 4 is as far from 2 as scale 0 (off: 1) is, twice
-    torch.testing.assert_close(changed - constant, 2 * (constant - switched_off), rtol=1e-3, atol=1e-4)
-    assert (changed - constant).abs().max() > 1e-2
+    assert_same(changed - constant, 2 * (constant - switched_off), tolerance=1e-3)
+    assert (changed - constant).std() > 1e-2 * constant.std()
 
 
 # Arguments
@@ -640,11 +646,11 @@ def test_half_precision_models_beside_a_float32_vae(pipe):
 
 def test_layerwise_casting(pipe):
     expected = generate(pipe)
-    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
-    assert pipe.transformer.transformer_blocks[0].attn.to_q.weight.dtype == torch.float8_e4m3fn
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert pipe.transformer.transformer_blocks[0].attn.to_q.weight.dtype == torch.bfloat16
     latents = generate(pipe)
-    assert (latents - expected).abs().max() > 0
-    torch.testing.assert_close(latents, expected, rtol=0, atol=0.5)
+    assert not torch.equal(latents, expected)
+    assert_same(latents, expected, tolerance=0.05)
 
 
 def test_model_offload_runs_the_transformer_then_the_vae():
@@ -752,19 +758,19 @@ def test_from_pipe_shares_the_models(pipe):
 def test_lora_scales_loads_and_goes(pipe, tmp_path):
     peft = pytest.importorskip("peft")
     plain = generate(pipe)
-    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
     pipe.transformer.add_adapter(config)
     adapted = generate(pipe)
-    assert (adapted - plain).abs().max() > 1e-2
-    torch.testing.assert_close(generate(pipe, attention_kwargs={"scale": 0.0}), plain)
+    assert (adapted - plain).std() > 1e-2 * plain.std()
+    assert_same(generate(pipe, attention_kwargs={"scale": 0.0}), plain, tolerance=1e-4)
     weights = peft.get_peft_model_state_dict(pipe.transformer)
     EndoraPipeline.save_lora_weights(tmp_path, transformer_lora_layers=weights)
 
     other = tiny_pipeline()
     other.load_lora_weights(tmp_path)
-    torch.testing.assert_close(generate(other), adapted)
+    assert_same(generate(other), adapted, tolerance=1e-4)
     other.fuse_lora()
-    torch.testing.assert_close(generate(other), adapted, rtol=1e-3, atol=1e-4)
+    assert_same(generate(other), adapted, tolerance=1e-4)
     other.unfuse_lora()
     other.unload_lora_weights()
-    torch.testing.assert_close(generate(other), plain, rtol=1e-3, atol=1e-4)
+    assert_same(generate(other), plain, tolerance=1e-4)

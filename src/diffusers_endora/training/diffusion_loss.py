@@ -68,7 +68,7 @@ def diffusion_loss(
     # 1. Noise the latents and let the model predict the noise
     dtype = getattr(transformer, "dtype", latents.dtype)
     latents, noise, timesteps = latents.float(), noise.float(), timesteps.to(latents.device)
-    noisy = scheduler.add_noise(latents, noise, timesteps)  # type: ignore[arg-type]  # it says int32, means integers
+    noisy = scheduler.add_noise(latents, noise, timesteps)
     output = transformer(
         noisy.to(dtype),
         timestep=timesteps,

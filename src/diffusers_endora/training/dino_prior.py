@@ -104,7 +104,7 @@ class DinoPrior(nn.Module):
 
         if isinstance(teacher.embeddings, ViTEmbeddings):
             positions = MethodType(interpolate_dino_positions, teacher.embeddings)
-            teacher.embeddings.interpolate_pos_encoding = positions  # type: ignore[method-assign]
+            teacher.embeddings.interpolate_pos_encoding = positions
         object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False))  # not a submodule
 
     @classmethod
