@@ -59,6 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     data.add_argument("--num_still_images", type=int, default=8, help="still images trained along with every clip")
     data.add_argument("--horizontal_flip", action=switch, default=True)
+    data.add_argument("--antialias", action=switch, default=False, help="filter HD video before it is shrunk")
     data.add_argument("--class_conditional", action="store_true", help="learn the class of each video too")
     data.add_argument("--dataloader_num_workers", type=int, default=2)
     data.add_argument("--cache_frames_gb", type=float, default=1.0, help="decoded frames kept in memory, per worker")
@@ -144,6 +145,7 @@ def load_data(args: argparse.Namespace) -> ClipDataset:
         frame_interval=args.frame_interval,
         num_still_images=args.num_still_images,
         horizontal_flip=args.horizontal_flip,
+        antialias=args.antialias,
         class_labels=args.class_conditional,
         cache_gb=args.cache_frames_gb,
         seed=args.seed,

@@ -94,6 +94,7 @@ KINDS: dict[str, dict] = {
     "open_gop.mp4": {"options": OPEN_GOP},
     "open_gop.mkv": {"options": OPEN_GOP},
     "open_gop.ts": {"options": OPEN_GOP},
+    "open_gop.m2ts": {"options": OPEN_GOP, "muxer": {"mpegts_m2ts_mode": "1"}},
     "b_frames_without_times.avi": {"options": OPEN_GOP},
     "no_b_frames.avi": {"options": CLOSED_GOP | {"bf": "0"}},
     "variable_rate.mp4": {"options": OPEN_GOP, "time_base": Fraction(1, 90), "pts": IRREGULAR},
@@ -146,25 +147,50 @@ def test_any_frames_equal_those_of_a_full_decode(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["open_gop.mp4", "open_gop.mkv", "open_gop.ts", "mpeg2.mpg", "vp9.webm", "hevc.mp4"])
 def test_decoding_starts_at_a_key_frame(name, tmp_path, monkeypatch):
-    path = encode(tmp_path / name, **KINDS[name])
+    path = encode(tmp_path / name, **KINDS[name] | {"num_frames": 72})  # mpg files must be long to seek badly
     expected = decode_all(path)
     monkeypatch.setattr(video_io, "_decode_from_start", lambda *_: pytest.fail("decoded from the beginning"))
-    for i in range(NUM_FRAMES):
+    for i in range(0, 72, 3):
         np.testing.assert_array_equal(read_frames(path, [i])[0], expected[i])
 
 
 def test_a_file_that_does_not_seek_is_decoded_from_the_start(tmp_path, monkeypatch):
     path = encode(tmp_path / "clip.mp4", **KINDS["open_gop.mp4"])
-    monkeypatch.setattr(video_io, "_packets_from", lambda *_: None)
+
+    def cannot_seek(*_):
+        raise video_io._CannotSeek
+
+    monkeypatch.setattr(video_io, "_packets_from", cannot_seek)
     np.testing.assert_array_equal(read_frames(path, [31, 2]), decode_all(path)[[31, 2]])
 
 
-def test_frames_that_an_edit_list_hides_are_not_part_of_the_video(tmp_path):
-    path = encode(tmp_path / "clip.mp4", options=CLOSED_GOP, pts=[i - 7 for i in range(NUM_FRAMES)])
+@pytest.mark.parametrize("side", ["start", "end"])
+def test_frames_that_an_edit_list_hides_are_not_part_of_the_video(side, tmp_path):
+    first_pts = -7 if side == "start" else 0
+    path = encode(tmp_path / "clip.mp4", options=CLOSED_GOP, pts=[i + first_pts for i in range(NUM_FRAMES)])
+    if side == "end":
+        data = bytearray(path.read_bytes())
+        duration = data.index(b"elst") + 12  # after the type, the flags and the number of entries
+        data[duration : duration + 4] = (600).to_bytes(4, "big")  # milliseconds: 15 frames
+        path.write_bytes(data)
     expected = decode_all(path)
-    assert len(expected) == len(packets(path)) - 7
+    assert len(expected) == {"start": NUM_FRAMES - 7, "end": 15}[side] < len(packets(path))
     assert read_video_info(path).num_frames == len(expected)
     np.testing.assert_array_equal(read_frames(path, range(len(expected))), expected)
+    for i in (0, len(expected) - 1):
+        np.testing.assert_array_equal(read_frames(path, [i])[0], expected[i])
+
+
+def test_a_clock_that_restarts(tmp_path):
+    late = encode(tmp_path / "late.ts", options=CLOSED_GOP, pts=[i + 300 for i in range(NUM_FRAMES)])
+    early = encode(tmp_path / "early.ts", options=CLOSED_GOP)
+    both = tmp_path / "both.ts"
+    both.write_bytes(late.read_bytes() + early.read_bytes())
+    expected = decode_all(both)
+    assert read_video_info(both).num_frames == len(expected) == 2 * NUM_FRAMES
+    np.testing.assert_array_equal(read_frames(both, range(30)), expected[:30])
+    with pytest.raises(VideoError, match=r"both.ts: is damaged"):  # the joint breaks the stream's packet counters
+        read_frames(both, [NUM_FRAMES + 2])
 
 
 def test_leading_frames_without_their_reference_are_not_part_of_the_video(tmp_path):
@@ -274,13 +300,28 @@ def test_the_whole_frames_of_a_truncated_file_are_right(name, cut_packet, tmp_pa
     assert all(frame.tobytes() in whole for frame in read_frames(path, range(num_frames)))
 
 
-def test_damage_spoils_its_group_of_pictures_only(tmp_path):
-    path = encode(tmp_path / "clip.mp4", codec="mpeg4", options={"g": "12"})
+@pytest.mark.parametrize("past_the_packet", [14, 300, 900, 2000])
+def test_a_transport_stream_that_is_cut_off(past_the_packet, tmp_path):
+    path = encode(tmp_path / "clip.ts", **KINDS["hevc.ts"])  # FFmpeg fills the gaps in HEVC without a word
+    whole = {frame.tobytes() for frame in decode_all(path)}
+    key_frame = [position for position, _, _, is_key in packets(path) if is_key][-1]
+    path.write_bytes(path.read_bytes()[: key_frame + 2600 + past_the_packet])
+    num_frames = read_video_info(path).num_frames
+    assert num_frames in (28, 29, 30)
+    assert all(frame.tobytes() in whole for frame in read_frames(path, range(num_frames)))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+@pytest.mark.parametrize("part", ["whole", "half"])  # FFmpeg raises an error for one, fills the gap for the other
+def test_damage_spoils_its_group_of_pictures_only(codec, part, tmp_path):
+    options = {"libx264": {"g": "12", "bf": "0", "x264-params": X264}, "mpeg4": {"g": "12"}}[codec]
+    path = encode(tmp_path / "clip.mp4", codec=codec, options=options)
     whole = decode_all(path)
     position, size, _, is_key = packets(path)[15]
     assert not is_key
     data = bytearray(path.read_bytes())
-    data[position : position + size] = bytes(size)
+    start = position if part == "whole" else position + size // 2
+    data[start : position + size] = bytes(position + size - start)
     path.write_bytes(data)
 
     assert read_video_info(path).num_frames == NUM_FRAMES
@@ -325,6 +366,15 @@ def test_sound_without_pictures(tmp_path):
         container.mux(stream.encode(None))
     with pytest.raises(VideoError, match=r"sound.mp4: .*no video stream"):
         read_video_info(path)
+
+
+def test_a_codec_that_nobody_knows(tmp_path):
+    path = encode(tmp_path / "clip.mp4", codec="mpeg4", num_frames=3)
+    path.write_bytes(path.read_bytes().replace(b"mp4v", b"zzzz").replace(b"esds", b"zzzz"))
+    with pytest.raises(
+        VideoError, match=r"clip.mp4: cannot be read as a video \(it has a codec that FFmpeg does not know"
+    ):
+        read_frames(path, [0])
 
 
 def test_nothing_there(tmp_path):
@@ -402,10 +452,19 @@ def test_h264_looks_the_same(size, pix_fmt, tmp_path):
     assert np.abs(error.mean(axis=(0, 1, 2))).max() < 2  # a wrong colour matrix or range shifts whole channels
 
 
+def test_h264_keeps_flat_colours(tmp_path):
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [200, 90, 80]], np.uint8)
+    frames = np.broadcast_to(colours[:, None, None], (6, 32, 32, 3)).copy()
+    shown = read_frames(write_video(tmp_path / "clip.mp4", frames, 25), range(6))
+    assert np.abs(shown.astype(int) - frames).max() <= 4
+
+
 @pytest.mark.parametrize(("codec", "name"), [("h264", "clip.mp4"), ("ffv1", "clip.mkv")])
 def test_the_same_frames_give_the_same_bytes(codec, name, tmp_path):
     first = write_video(tmp_path / name, film(), 25, codec).read_bytes()
-    assert write_video(tmp_path / f"other_{name}", film(), 25, codec).read_bytes() == first
+    for i in range(4):
+        write_video(tmp_path / name, film(8, 100 + 20 * i, 160), 25, codec)  # leaves other contents in free memory
+        assert write_video(tmp_path / name, film(), 25, codec).read_bytes() == first
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from datasets import ClassLabel, Dataset, Features, Video
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTModel
@@ -136,6 +137,17 @@ def test_cached_latents_and_frames_change_nothing(material, tmp_path):
     plain, cached = load_file(tmp_path / "plain" / WEIGHTS), load_file(tmp_path / "cached" / WEIGHTS)
     for name in plain:
         torch.testing.assert_close(plain[name], cached[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_dataset_with_a_video_column(material, tmp_path):
+    files = sorted(path for path in Path(material["videos"]).rglob("*.mp4") if path.stat().st_size)
+    rows = {"video": [{"bytes": path.read_bytes(), "path": path.name} for path in files], "label": [0, 1, 0, 1]}
+    features = Features({"video": Video(decode=False), "label": ClassLabel(names=["lumen", "polyp"])})
+    (tmp_path / "dataset").mkdir()
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "dataset" / "train.parquet")
+    options = {"train_data_dir": None, "dataset_name": tmp_path / "dataset", "class_conditional": True}
+    train(material, tmp_path / "out", max_train_steps=1, validation_steps=9, **options)
+    assert "`1` polyp" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_two_processes_on_cpu(material, tmp_path):

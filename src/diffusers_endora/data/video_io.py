@@ -145,19 +145,20 @@ def read_frames(source: VideoSource, indices: Sequence[int] | np.ndarray) -> np.
         VideoError: the source cannot be read, or a wanted frame is damaged, follows damage in its group of pictures or
             has another size than the first frame.
     """
+    pictures: Iterable[tuple[int, np.ndarray]]
     if _is_folder(source):
         paths = _frame_files(source)
         height, width = _image_size(paths[0])
-        wanted = _checked_indices(indices, len(paths), source_name(source))
-        pictures = {i: _sized_like(read_image(paths[i]), height, width, paths[i]) for i in sorted(set(wanted))}
+        positions = _positions(indices, len(paths), source_name(source))
+        pictures = ((i, _sized_like(read_image(paths[i]), height, width, paths[i])) for i in positions)
     else:
         index = _frame_index(source)
         height, width = index.height, index.width
-        wanted = _checked_indices(indices, index.num_frames, source_name(source))
-        pictures = _decode(source, index, sorted(set(wanted)))
-    frames = np.empty((len(wanted), height, width, 3), dtype=np.uint8)
-    for position, i in enumerate(wanted):
-        frames[position] = pictures[i]
+        positions = _positions(indices, index.num_frames, source_name(source))
+        pictures = _decode(source, index, sorted(positions))
+    frames = np.empty((len(indices), height, width, 3), dtype=np.uint8)
+    for i, picture in pictures:
+        frames[positions[i]] = picture
     return frames
 
 
@@ -225,14 +226,17 @@ def _image_error(path: PathName, error: Exception) -> VideoError:
     return VideoError(f"{path}: cannot be read as an image ({reason})")
 
 
-def _checked_indices(indices: Sequence[int] | np.ndarray, num_frames: int, name: str) -> list[int]:
+def _positions(indices: Sequence[int] | np.ndarray, num_frames: int, name: str) -> dict[int, list[int]]:
+    """Frame -> where in `indices` it is wanted."""
     given = np.asarray(indices)
     if given.ndim != 1 or (given.size and not np.issubdtype(given.dtype, np.integer)):
         raise ValueError(f"indices={indices!r}: expected a flat list of integers")
-    for i in given:
+    positions: dict[int, list[int]] = {}
+    for position, i in enumerate(given.tolist()):
         if not 0 <= i < num_frames:
             raise ValueError(f"{name}: frame {i} was asked for, but its {num_frames} frames are 0 to {num_frames - 1}")
-    return [int(i) for i in given]
+        positions.setdefault(i, []).append(position)
+    return positions
 
 
 def _sized_like(picture: np.ndarray, height: int, width: int, name: object) -> np.ndarray:
@@ -291,8 +295,9 @@ def _opened(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStream]]
     try:
         with av.open(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source), "r") as container:
             stream = container.streams.best("video")
-            if not isinstance(stream, VideoStream):
-                raise VideoError(f"{name}: cannot be read as a video (it has no video stream)")
+            if not isinstance(stream, VideoStream) or stream.codec_context is None:
+                missing = "no video stream" if stream is None else "a codec that FFmpeg does not know"
+                raise VideoError(f"{name}: cannot be read as a video (it has {missing})")
             # One thread: data workers share the cores already, and the result cannot depend on their number.
             stream.codec_context.thread_count = 1
             yield container, stream
@@ -310,10 +315,18 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]
             if previous is not None:
                 yield previous
             previous = packet
-    # A transport stream does not say how long a packet is, but it consists of blocks of 188 (or 192, 204) bytes.
-    ends_in_a_block = container.format.name == "mpegts" and all(container.size % size for size in (188, 192, 204))
-    if previous is not None and not previous.is_corrupt and not ends_in_a_block:
+    if previous is not None and not previous.is_corrupt and not _is_cut_off(container, previous):
         yield previous
+
+
+def _is_cut_off(container: InputContainer, last: Packet) -> bool:
+    """Whether a transport stream, which does not say how long its packets are, ends in the middle of a block.
+
+    Blocks have 188 bytes, with time codes (m2ts) 192, with error correction 204. A cut between blocks goes unnoticed.
+    """
+    if container.format.name != "mpegts" or last.pos is None:
+        return False
+    return all(container.size % block or last.pos % block for block in (188, 192, 204))
 
 
 def _frame_index(source: VideoSource) -> _FrameIndex:
@@ -414,86 +427,84 @@ def _orientation(frame: VideoFrame, name: str) -> _Orientation:
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 
-def _decode(source: VideoSource, index: _FrameIndex, wanted: list[int]) -> dict[int, np.ndarray]:
-    """Decode the frames `wanted` (ascending, without duplicates), from key frames if possible."""
-    pictures: dict[int, np.ndarray] = {}
-    if index.pts is not None:
+class _CannotSeek(Exception):
+    """The file does not seek to where it says there is a key frame, or decodes to other times than it says."""
+
+
+def _decode(source: VideoSource, index: _FrameIndex, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode the frames `wanted` (ascending, without duplicates), from key frames if possible; may repeat some."""
+    name = source_name(source)
+    try:
         with _opened(source) as (container, stream):
             for key_frame, group in groupby(wanted, key=lambda i: _key_frame_before(index, i)):
-                found = _decode_from_key_frame(container, stream, index, key_frame, list(group), source_name(source))
-                if found is None:
-                    break
-                pictures |= found
-    if len(pictures) < len(wanted):
-        pictures = _decode_from_start(source, index, wanted)
-    return pictures
+                yield from _decode_from_key_frame(container, stream, index, key_frame, list(group), name)
+    except _CannotSeek:
+        yield from _decode_from_start(source, index, wanted)
 
 
-def _key_frame_before(index: _FrameIndex, i: int) -> _KeyFrame | None:
+def _key_frame_before(index: _FrameIndex, i: int) -> _KeyFrame:
     """The last key frame shown no later than frame `i`; leading frames of a later one need this one too."""
-    assert index.pts is not None
-    position = bisect_right(index.key_frames, index.pts[i], key=lambda key_frame: key_frame.pts)
-    return index.key_frames[position - 1] if position else None
+    if index.pts is None or not index.key_frames or index.key_frames[0].pts > index.pts[i]:
+        raise _CannotSeek
+    return index.key_frames[bisect_right(index.key_frames, index.pts[i], key=lambda key_frame: key_frame.pts) - 1]
 
 
 def _decode_from_key_frame(
     container: InputContainer,
     stream: VideoStream,
     index: _FrameIndex,
-    key_frame: _KeyFrame | None,
+    key_frame: _KeyFrame,
     wanted: list[int],
     name: str,
-) -> dict[int, np.ndarray] | None:
-    """Decode `wanted` from `key_frame` on. None: the file does not seek there, or decodes to other times."""
-    if key_frame is None or index.pts is None:
-        return None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode `wanted` from `key_frame` on."""
+    assert index.pts is not None
+    waiting = [(i, int(index.pts[i])) for i in reversed(wanted)]
     packets = _packets_from(container, stream, key_frame)
-    if packets is None:
-        return None
-    wanted_pts = index.pts[wanted].tolist()
-    pictures: dict[int, np.ndarray] = {}
-    for frame in _decoded(packets, stream, name, shown_pts=set(wanted_pts)):
+    for frame in _decoded(packets, stream, name, shown_pts={pts for _, pts in waiting}):
         if frame.pts is not None and frame.pts < key_frame.pts:  # a leading frame: needs what is before the key frame
             continue
-        i, pts = wanted[len(pictures)], wanted_pts[len(pictures)]
+        i, pts = waiting[-1]
         if frame.pts is None or frame.pts > pts or frame.pts != index.pts[np.searchsorted(index.pts, frame.pts)]:
-            return None
+            raise _CannotSeek
         _check_intact(frame, i, name)
         if frame.pts == pts:
-            pictures[i] = _picture(frame, index, f"{name}: frame {i}")
-            if len(pictures) == len(wanted):
-                return pictures
-    return None
+            yield i, _picture(frame, index, f"{name}: frame {i}")
+            waiting.pop()
+            if not waiting:
+                return
+    raise _CannotSeek
 
 
-def _packets_from(container: InputContainer, stream: VideoStream, key_frame: _KeyFrame) -> Iterator[Packet] | None:
+def _packets_from(container: InputContainer, stream: VideoStream, key_frame: _KeyFrame) -> Iterator[Packet]:
     """The packets from `key_frame` on; the decoder must not see any before it."""
     for seconds_before in (0, 1, 4, 16):  # MPEG program and transport streams have no index and land where they land
         try:
             container.seek(key_frame.seek_to - round(seconds_before / (stream.time_base or 1)), stream=stream)
-        except av.FFmpegError:
-            return None
+        except av.FFmpegError as error:
+            raise _CannotSeek from error
         packets = _packets(container, stream)
         for packet in packets:
             if packet.is_keyframe and packet.pts == key_frame.pts:
                 return chain([packet], packets)
             if packet.dts is not None and packet.dts > key_frame.seek_to:
                 break
-    return None
+    raise _CannotSeek
 
 
-def _decode_from_start(source: VideoSource, index: _FrameIndex, wanted: list[int]) -> dict[int, np.ndarray]:
+def _decode_from_start(source: VideoSource, index: _FrameIndex, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Decode `wanted` from the beginning, counting frames."""
     name = source_name(source)
-    pictures: dict[int, np.ndarray] = {}
+    waiting = wanted[::-1]
     num_decoded = 0
     with _opened(source) as (container, stream):
         for i, frame in enumerate(_decoded(_packets(container, stream), stream, name)):
             _check_intact(frame, i, name)
-            if i in wanted:
-                pictures[i] = _picture(frame, index, f"{name}: frame {i}")
-                if len(pictures) == len(wanted):
-                    return pictures
+            if i == waiting[-1]:
+                yield i, _picture(frame, index, f"{name}: frame {i}")
+                waiting.pop()
+                if not waiting:
+                    return
             num_decoded += 1
     raise VideoError(f"{name}: only {num_decoded} of its {index.num_frames} frames can be decoded")
 
