@@ -40,7 +40,7 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
 single-file: $(INSTALLED)
-	$(BIN)/python -m diffusers_endora.pipelines.single_file pipelines/endora/pipeline.py
+	$(BIN)/python -W ignore::RuntimeWarning:runpy -m diffusers_endora.pipelines.single_file pipelines/endora/pipeline.py
 
 clean:
 	rm -rf $(VENV) outputs build dist .pytest_cache .mypy_cache .ruff_cache

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTModel
 
@@ -31,34 +31,36 @@ TRAINER = Path(__file__).with_name("train_endora.py")
 
 
 def fit_vae(videos: list[Path], folder: Path, steps: int) -> None:
-    """Fits a small `AutoencoderTiny` to the frames of the videos, by reconstruction, and saves it into `folder`."""
+    """Fits a small `AutoencoderKL` (8x down, 4 channels) to the frames of the videos and saves it into `folder`."""
     torch.manual_seed(0)
     frames = np.concatenate([read_frames(video, range(read_video_info(video).num_frames)) for video in videos])
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # uint8 (frames, 3, H, W)
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(16, 32, 32, 32),
-        decoder_block_out_channels=(32, 32, 32, 16),
-        num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1),
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=RESOLUTION,
     )
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(vae.parameters(), weight_decay=0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     progress = tqdm(range(steps), desc="autoencoder")
     for _ in progress:
-        batch = pixels[torch.randint(len(pixels), (16,))].float() / 127.5 - 1
-        latents = vae.encode(batch).latents
-        reconstruction = vae.decode(latents).sample
-        # a light pull of the latents towards unit size, since there is no posterior to regularise
-        loss = F.l1_loss(reconstruction, batch) + 1e-4 * latents.square().mean()
+        batch = pixels[torch.randint(len(pixels), (12,))].float() / 127.5 - 1
+        posterior = vae.encode(batch).latent_dist
+        reconstruction = vae.decode(posterior.sample()).sample
+        loss = F.l1_loss(reconstruction, batch) + 1e-6 * posterior.kl().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         progress.set_postfix(l1=f"{loss.item():.3f}")
+    vae.eval()
     with torch.no_grad():
         sample = pixels[torch.randint(len(pixels), (256,))].float() / 127.5 - 1
-        latents = torch.cat([vae.encode(chunk).latents for chunk in sample.split(32)])
-    vae.register_to_config(scaling_factor=1 / latents.std().item())
+        latents = torch.cat([vae.encode(chunk).latent_dist.sample() for chunk in sample.split(32)])
+    vae.register_to_config(scaling_factor=1 / latents.std().item())  # latents of unit variance, as the model expects
     vae.save_pretrained(folder)
 
 
@@ -75,8 +77,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", default="outputs/demo")
     parser.add_argument("--num_videos", type=int, default=12)
-    parser.add_argument("--vae_steps", type=int, default=500)
-    parser.add_argument("--train_steps", type=int, default=600)
+    parser.add_argument("--vae_steps", type=int, default=600)
+    parser.add_argument("--train_steps", type=int, default=900)
     parser.add_argument("--num_inference_steps", type=int, default=100)
     args = parser.parse_args()
     output_dir = Path(args.output_dir)

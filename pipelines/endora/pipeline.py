@@ -339,10 +339,11 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
                 _unconditional_conditional_input_kwargs_identifiers=batched_inputs,
             )
         elif isinstance(config, PyramidAttentionBroadcastConfig):
-            # The default "transformer_blocks" also finds the temporal ones, which then never get their own range.
-            default = PyramidAttentionBroadcastConfig.spatial_attention_block_identifiers
-            if config.spatial_attention_block_identifiers == default:
-                config = dataclasses.replace(config, spatial_attention_block_identifiers=("^transformer_blocks",))
+            # "transformer_blocks" would find the temporal blocks too, which have a range of their own
+            identifiers = config.spatial_attention_block_identifiers
+            anchored = tuple("^transformer_blocks" if name == "transformer_blocks" else name for name in identifiers)
+            anchored = tuple(name for name in anchored if name != "blocks")  # part of the default; finds all
+            config = dataclasses.replace(config, spatial_attention_block_identifiers=anchored)
         super().enable_cache(config)
 
     def check_inputs(

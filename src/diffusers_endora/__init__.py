@@ -52,6 +52,10 @@ def __getattr__(name: str):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def register_with_diffusers() -> None:
     """Lets diffusers find the classes by the names in a `model_index.json`, in both forms that occur.
 

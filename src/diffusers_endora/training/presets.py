@@ -9,7 +9,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "l-2": {"num_attention_heads": 16, "attention_head_dim": 64, "num_layers": 12, "patch_size": 2},
     "b-2": {"num_attention_heads": 12, "attention_head_dim": 64, "num_layers": 6, "patch_size": 2},
     "s-2": {"num_attention_heads": 6, "attention_head_dim": 64, "num_layers": 6, "patch_size": 2},
-    "demo": {"num_attention_heads": 6, "attention_head_dim": 32, "num_layers": 4, "patch_size": 1},
+    "demo": {"num_attention_heads": 6, "attention_head_dim": 32, "num_layers": 4, "patch_size": 2},
 }
 
 # 1e-4 is the paper's; a small model on a small corpus learns faster
