@@ -8,6 +8,7 @@ the prior runs; it teaches nothing. A real one is `facebook/dino-vits8`.
 """
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from diffusers_endora import EndoraPipeline
 from diffusers_endora.data.contact_sheet import save_contact_sheet
 from diffusers_endora.data.phantom import write_phantom_corpus
 from diffusers_endora.data.video_io import read_frames, read_video_info, write_video
+from diffusers_endora.hub import save_model_card
 
 RESOLUTION = 64
 TRAINER = Path(__file__).with_name("train_endora.py")
@@ -119,7 +121,9 @@ def main() -> None:
     pipeline_dir = output_dir / "pipeline"
     shutil.rmtree(pipeline_dir, ignore_errors=True)
     EndoraPipeline.from_pretrained(work / "training").save_pretrained(pipeline_dir)
-    shutil.copy(work / "training" / "README.md", pipeline_dir / "README.md")
+    training = json.loads((work / "training" / "training.json").read_text())
+    class_names = sorted(path.name for path in (work / "corpus").iterdir())
+    save_model_card(pipeline_dir, training["arguments"], training["results"], class_names)
     pipeline = EndoraPipeline.from_pretrained(pipeline_dir)
     num_classes = pipeline.transformer.config.num_classes
     frames = pipeline(

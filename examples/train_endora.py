@@ -13,7 +13,6 @@ import importlib.util
 import json
 import math
 import sys
-from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,9 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 from diffusers import DDPMScheduler
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.training_utils import EMAModel
+from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -35,12 +35,15 @@ from diffusers_endora.training.checkpoints import checkpoint_step, find_checkpoi
 from diffusers_endora.training.dino_prior import student_layers_for
 from diffusers_endora.training.gaussian_baseline import GaussianBaseline
 from diffusers_endora.training.latents import LatentCache, encode_clips
+from diffusers_endora.training.loss_history import LossHistory
 from diffusers_endora.training.presets import LEARNING_RATES, TRANSFORMERS
 
-LOSS_WINDOW = 200  # steps that the reported losses are averaged over
+RUN_FACTS = "run.json"  # in a checkpoint
+LOSS_WINDOW = 200  # optimiser steps that the reported losses are averaged over
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; exits with one line on stderr and code 2 where they do not fit together."""
     parser = argparse.ArgumentParser(
         description="Trains Endora on a folder of videos or a Hugging Face video dataset.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -55,8 +58,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--resolution", type=int, default=128, help="side of the square frames, in pixels")
     data.add_argument("--num_frames", type=int, default=16)
     data.add_argument(
-        "--frame_interval", type=int, help="fixed stride between frames, instead of the paper's window of 48 frames"
+        "--frame_interval", type=int, help="fixed stride between frames, instead of spreading them over the window"
     )
+    data.add_argument("--window", type=int, default=48, help="length in frames of the window a clip is spread over")
     data.add_argument("--num_still_images", type=int, default=8, help="still images trained along with every clip")
     data.add_argument("--horizontal_flip", action=switch, default=True)
     data.add_argument("--antialias", action=switch, default=False, help="filter HD video before it is shrunk")
@@ -84,7 +88,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"])
     training.add_argument("--allow_tf32", action=switch, default=True)
     training.add_argument("--learning_rate", type=float, help="the preset's by default: 1e-4, demo 1e-3")
-    training.add_argument("--lr_scheduler", default="constant")
+    training.add_argument("--lr_scheduler", choices=[kind.value for kind in SchedulerType], default="constant")
     training.add_argument("--lr_warmup_steps", type=int, default=0)
     training.add_argument("--adam_beta1", type=float, default=0.9)
     training.add_argument("--adam_beta2", type=float, default=0.999)
@@ -106,7 +110,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     reports.add_argument("--report_to", default="none", help='"tensorboard", "wandb", ... or "none"')
     reports.add_argument("--push_to_hub", action="store_true")
     reports.add_argument("--hub_model_id")
-    reports.add_argument("--hub_token")
+    reports.add_argument("--hub_token", help="by default the one of `hf auth login` or HF_TOKEN")
 
     args = parser.parse_args(argv)
     if (args.train_data_dir is None) == (args.dataset_name is None):
@@ -126,16 +130,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} {value}: expected a positive integer.")
+    for name in ("num_still_images", "dataloader_num_workers", "cache_frames_gb", "lr_warmup_steps", "seed"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name} {getattr(args, name)}: expected 0 or more.")
+    if not args.fps > 0:
+        parser.error(f"--fps {args.fps}: expected a positive number.")
+    if args.frame_interval is None and args.window < args.num_frames:
+        parser.error(f"--window {args.window}: expected at least --num_frames {args.num_frames}.")
+    if args.dataset_name is not None and importlib.util.find_spec("datasets") is None:
+        parser.error('--dataset_name needs the package datasets: pip install "diffusers-endora[train]".')
     return args
 
 
 def load_data(args: argparse.Namespace) -> ClipDataset:
     """The clips to train on; an item is a function of seed, epoch and index alone."""
     if args.dataset_name is not None:
-        from datasets import Video, load_dataset
+        from datasets import load_dataset
 
         source = load_dataset(args.dataset_name, args.dataset_config_name, split=args.dataset_split)
-        source = source.cast_column("video", Video(decode=False))
     else:
         source = args.train_data_dir
     return ClipDataset(
@@ -143,6 +155,7 @@ def load_data(args: argparse.Namespace) -> ClipDataset:
         num_frames=args.num_frames,
         resolution=args.resolution,
         frame_interval=args.frame_interval,
+        window=args.window,
         num_still_images=args.num_still_images,
         horizontal_flip=args.horizontal_flip,
         antialias=args.antialias,
@@ -153,7 +166,7 @@ def load_data(args: argparse.Namespace) -> ClipDataset:
 
 
 def build_transformer(args: argparse.Namespace, vae, num_classes: int | None) -> EndoraTransformer3DModel:
-    """A new transformer of the preset's size for this VAE and resolution."""
+    """A new transformer of the preset's size; a ValueError where patches and VAE do not divide the resolution."""
     config = dict(TRANSFORMERS[args.preset])
     config.update({name: getattr(args, name) for name in config if getattr(args, name) is not None})
     blocks = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
@@ -178,12 +191,16 @@ def build_prior(args: argparse.Namespace, transformer: EndoraTransformer3DModel)
     if args.prior == "none":
         return None
     side = transformer.config.sample_size // transformer.config.patch_size
-    return DinoPrior.from_pretrained(
+    prior = DinoPrior.from_pretrained(
         args.dino_model,
         student_layers=student_layers_for(transformer.config.num_layers),
         student_grid=(side, side),
         objective=args.prior,
     )
+    patch_size = prior.teacher.config.patch_size
+    if args.resolution % patch_size != 0:
+        raise ValueError(f"--resolution {args.resolution}: expected a multiple of the teacher's patch {patch_size}.")
+    return prior
 
 
 def validate(pipeline: EndoraPipeline, args: argparse.Namespace, folder: Path, num_classes: int | None) -> Path:
@@ -206,15 +223,20 @@ def validate(pipeline: EndoraPipeline, args: argparse.Namespace, folder: Path, n
 
 
 def main() -> None:
+    """Trains as the command line says; see the module's docstring."""
     args = parse_args()
+    hub_token, args.hub_token = args.hub_token, None  # not for logs and files
     output_dir = Path(args.output_dir)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
-    )
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            mixed_precision=args.mixed_precision,
+            log_with=None if args.report_to == "none" else args.report_to,
+            project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+        )
+    except ValueError as error:
+        sys.exit(f"train_endora.py: error: {error}")
     torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
     torch.backends.cudnn.allow_tf32 = args.allow_tf32
     torch.manual_seed(args.seed)  # the same initial weights in every process
@@ -229,6 +251,10 @@ def main() -> None:
         resume_from = None
         if args.resume_from_checkpoint is not None:
             resume_from = find_checkpoint(output_dir, args.resume_from_checkpoint)
+        if resume_from is not None:
+            check_same_run(resume_from, run_facts(args, accelerator, dataset, transformer))
+        if args.push_to_hub and accelerator.is_main_process:
+            HfApi(token=hub_token).create_repo(args.hub_model_id, exist_ok=True)  # refused now or never
     except (ValueError, OSError) as error:
         sys.exit(f"train_endora.py: error: {error}")
     if args.gradient_checkpointing:
@@ -247,8 +273,8 @@ def main() -> None:
     lr_scheduler = get_scheduler(
         args.lr_scheduler,
         optimizer,
-        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
-        num_training_steps=args.max_train_steps * accelerator.num_processes,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=args.max_train_steps,
     )
     loader = DataLoader(
         dataset,
@@ -258,7 +284,8 @@ def main() -> None:
         num_workers=args.dataloader_num_workers,
         persistent_workers=args.dataloader_num_workers > 0,
     )
-    transformer, optimizer, lr_scheduler, loader = accelerator.prepare(transformer, optimizer, lr_scheduler, loader)
+    facts = run_facts(args, accelerator, dataset, transformer)
+    transformer, optimizer, loader = accelerator.prepare(transformer, optimizer, loader)
     vae.to(accelerator.device)
     student_layers: tuple[int, ...] = ()
     if prior is not None:
@@ -266,19 +293,21 @@ def main() -> None:
         prior = accelerator.prepare(prior.to(accelerator.device))
     ema = None
     if args.use_ema:
-        model = accelerator.unwrap_model(transformer)
+        model = accelerator.unwrap_model(transformer, keep_torch_compile=False)
         ema = EMAModel(
             model.parameters(), decay=args.ema_decay, model_cls=EndoraTransformer3DModel, model_config=model.config
         )
         ema.to(accelerator.device)
-    baseline = GaussianBaseline()
-    accelerator.register_for_checkpointing(baseline)
+    baseline, history = GaussianBaseline(), LossHistory(LOSS_WINDOW)
+    accelerator.register_for_checkpointing(lr_scheduler, baseline, history)  # the rate is per step, not per process
     cache = LatentCache(vae) if args.cache_latents else None
 
     def save_state(folder: Path) -> None:
         accelerator.save_state(str(folder))
         if ema is not None and accelerator.is_main_process:
             ema.save_pretrained(str(folder / "transformer_ema"))
+        if accelerator.is_main_process:
+            (folder / RUN_FACTS).write_text(json.dumps(facts, indent=2))
 
     # 3. Resume
     steps_per_epoch = max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))
@@ -294,16 +323,16 @@ def main() -> None:
 
     if args.report_to != "none":
         accelerator.init_trackers("endora", config={key: str(value) for key, value in vars(args).items()})
-    num_parameters = sum(parameter.numel() for parameter in accelerator.unwrap_model(transformer).parameters())
+    num_parameters = sum(parameter.numel() for parameter in transformer.parameters())
     accelerator.print(
-        f"{dataset.num_videos} videos ({dataset.num_broken} broken), {num_parameters / 1e6:.1f} M parameters, "
+        f"{dataset.num_videos} videos ({dataset.num_broken} broken, {len(dataset.too_short)} too short, "
+        f"{dataset.num_ignored_files} other files ignored), {num_parameters / 1e6:.1f} M parameters, "
         f"{args.train_batch_size} clips x {accelerator.num_processes} processes x {args.gradient_accumulation_steps} "
         f"accumulated, {args.max_train_steps} steps"
     )
 
     # 4. Train
     alphas_cumprod = scheduler.alphas_cumprod.to(accelerator.device)
-    history: deque[dict[str, torch.Tensor]] = deque(maxlen=LOSS_WINDOW)
     progress = tqdm(
         total=args.max_train_steps, initial=step, desc="train", disable=not accelerator.is_local_main_process
     )
@@ -347,13 +376,14 @@ def main() -> None:
                 if accelerator.sync_gradients and step >= args.max_grad_norm_start:
                     accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
                 optimizer.step()
-                lr_scheduler.step()
                 optimizer.zero_grad()
-            history.append({name: value.detach() for name, value in losses.items()})
+            history.add(losses)
             if not accelerator.sync_gradients:
                 continue
+            lr_scheduler.step()
+            history.end_step()
             if ema is not None:
-                ema.step(accelerator.unwrap_model(transformer).parameters())
+                ema.step(accelerator.unwrap_model(transformer, keep_torch_compile=False).parameters())
             step += 1
             progress.update()
 
@@ -384,43 +414,66 @@ def main() -> None:
     # 5. Results
     final = {
         "steps": step,
-        "averaged_steps": len(history) // args.gradient_accumulation_steps,
+        "averaged_steps": len(history.steps),
         **mean_losses(accelerator, history),
-        "gaussian_mse": baseline.eps_mse(alphas_cumprod) if baseline.count else None,
+        "gaussian_mse": baseline.eps_mse(alphas_cumprod),  # of the latents that the main process saw
         "num_parameters": num_parameters,
         "num_videos": dataset.num_videos,
         "num_broken": dataset.num_broken,
         "learning_rate": optimizer.defaults["lr"],
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
     }
     if accelerator.is_main_process:
         build_pipeline(accelerator, transformer, ema, vae, scheduler).save_pretrained(str(output_dir))
         (output_dir / "training.json").write_text(json.dumps({"arguments": vars(args), "results": final}, indent=2))
         save_model_card(output_dir, vars(args), final, dataset.class_names)
-        if "mse" in final and final["gaussian_mse"]:
-            accelerator.print(
-                f"eps-MSE {final['mse']:.4f}, mean of the last {final['averaged_steps']} steps: "
-                f"{final['mse'] / final['gaussian_mse']:.3f} x the {final['gaussian_mse']:.4f} of a per-position "
-                "Gaussian predictor on the same latents"
-            )
+        accelerator.print(
+            f"eps-MSE {final['mse']:.4f}, mean of the last {final['averaged_steps']} steps: "
+            f"{final['mse'] / final['gaussian_mse']:.3f} x the {final['gaussian_mse']:.4f} of a per-position "
+            "Gaussian predictor on the same latents"
+        )
         accelerator.print(f"Pipeline: {output_dir}")
         if args.push_to_hub:
-            accelerator.print(f"Published: {publish_folder(output_dir, args.hub_model_id, token=args.hub_token)}")
+            accelerator.print(f"Published: {publish_folder(output_dir, args.hub_model_id, token=hub_token)}")
     accelerator.end_training()
 
 
-def mean_losses(accelerator: Accelerator, history: deque[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Means over the steps in `history` and over all processes; the only point where the host waits for the device."""
-    if not history:
-        return {}
-    names = list(history[0])
-    means = torch.stack([torch.stack([losses[name] for losses in history]).mean() for name in names])
-    means = accelerator.reduce(means, reduction="mean")
-    return dict(zip(names, means.tolist(), strict=True))
+def mean_losses(accelerator: Accelerator, history: LossHistory) -> dict[str, float]:
+    """Means over the steps in `history` and over all processes."""
+    means = history.means()
+    values = accelerator.reduce(torch.stack(list(means.values())).to(accelerator.device), reduction="mean")
+    return dict(zip(means, values.tolist(), strict=True))
+
+
+def run_facts(args: argparse.Namespace, accelerator: Accelerator, dataset: ClipDataset, transformer) -> dict:
+    """What has to be the same for a resumed training to be the training that was stopped."""
+    return {
+        "num_processes": accelerator.num_processes,
+        "train_batch_size": args.train_batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "frames_in_corpus": len(dataset),
+        "seed": args.seed,
+        "prior": args.prior,
+        "use_ema": args.use_ema,
+        "transformer": {name: value for name, value in transformer.config.items() if not name.startswith("_")},
+    }
+
+
+def check_same_run(checkpoint: Path, facts: dict) -> None:
+    """Raises a ValueError that names what differs between a checkpoint's training and this one."""
+    if not (checkpoint / RUN_FACTS).is_file():
+        raise ValueError(f"{checkpoint} has no {RUN_FACTS}: expected a checkpoint of this script.")
+    earlier = json.loads((checkpoint / RUN_FACTS).read_text())
+    differing = [name for name in facts if earlier.get(name) != json.loads(json.dumps(facts[name]))]
+    if differing:
+        changes = ", ".join(f"{name} was {earlier.get(name)} and is {facts[name]}" for name in differing)
+        raise ValueError(f"{checkpoint} is of another training: {changes}.")
 
 
 def build_pipeline(accelerator: Accelerator, transformer, ema: EMAModel | None, vae, scheduler) -> EndoraPipeline:
     """A pipeline with a copy of the trained weights: their moving average where there is one."""
-    source = accelerator.unwrap_model(transformer)
+    source = accelerator.unwrap_model(transformer, keep_torch_compile=False)
     model = EndoraTransformer3DModel.from_config(source.config).to(accelerator.device).eval()
     model.load_state_dict(source.state_dict())
     if ema is not None:

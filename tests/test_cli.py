@@ -238,7 +238,7 @@ def test_convert_replaces_a_pipeline_folder_only_when_told(endora, refused, chec
 
 def test_export_errors(refused, vae_folder, model_folder, tmp_path):
     out = tmp_path / "back.pt"
-    assert "no_vae" in refused("export", tmp_path / "absent", out)
+    assert "has no config.json" in refused("export", tmp_path / "absent", out)
     assert "holds a AutoencoderTiny" in refused("export", vae_folder, out)
     assert "is a folder" in refused("export", model_folder, tmp_path)
     out.write_bytes(b"earlier")

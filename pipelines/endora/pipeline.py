@@ -7,6 +7,7 @@ import dataclasses
 import diffusers
 import inspect
 import json
+import math
 import numpy as np
 import os
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from collections.abc import Callable
 from dataclasses import dataclass
-from diffusers import AutoencoderKL, AutoencoderTiny, DDPMParallelScheduler, DDPMScheduler, DiffusionPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMParallelScheduler, DDPMScheduler, DiffusionPipeline, FasterCacheConfig
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks import FasterCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.loaders import CogVideoXLoraLoaderMixin, PeftAdapterMixin
@@ -210,7 +211,8 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
     input at hand, with unit spacing between neighbours at every size.
 
     Raises:
-        ValueError: for sizes that are not positive, a width that is not a multiple of 4, an unknown `block_order`.
+        ValueError: for sizes that are not positive, a width that is not a multiple of 4, a `sample_size` that the patch
+            does not divide, other `out_channels`, a `class_dropout_prob` outside [0, 1], an unknown `block_order`.
     """
 
     _supports_gradient_checkpointing = True
@@ -239,9 +241,20 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
         block_order: str = "interleaved",
     ):
         super().__init__()
-        for name in ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "patch_size"):
-            if self.config[name] < 1:
+        sizes = ["num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "patch_size", "num_frames"]
+        for name in [*sizes, "num_classes"] if num_classes is not None else sizes:
+            if not isinstance(self.config[name], int) or self.config[name] < 1:
                 raise ValueError(f"{name}={self.config[name]}: expected a positive integer.")
+        sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+        if len(sides) != 2 or any(side < 1 or side % patch_size != 0 for side in sides):
+            raise ValueError(
+                f"sample_size={sample_size}: expected one or two positive multiples of patch_size={patch_size}."
+            )
+        if not mlp_ratio > 0 or not 0 <= class_dropout_prob <= 1:
+            raise ValueError(
+                f"mlp_ratio={mlp_ratio}, class_dropout_prob={class_dropout_prob}: expected a positive number and a "
+                "probability."
+            )
         dim = num_attention_heads * attention_head_dim
         if dim % 4 != 0:
             raise ValueError(
@@ -359,6 +372,8 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
         if len(shape) != 5:
             raise ValueError(f"hidden_states has shape {shape}: expected (batch, channels, frames, height, width).")
         batch_size, channels, num_frames, height, width = shape
+        if batch_size < 1:
+            raise ValueError(f"hidden_states has shape {shape}: expected at least one sample.")
         if channels != config.in_channels:
             raise ValueError(
                 f"hidden_states has {channels} channels (dimension 1 of {shape}): expected "
@@ -369,11 +384,13 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
                 f"hidden_states has height {height} and width {width}: expected positive multiples of "
                 f"patch_size={config.patch_size}."
             )
-        if not 0 <= num_still_images < num_frames:
+        if not isinstance(num_still_images, int) or not 0 <= num_still_images < num_frames:
             raise ValueError(
                 f"num_still_images={num_still_images}: expected at least 0 and fewer than the {num_frames} frames of "
                 "hidden_states, which hold the video first and the still images last."
             )
+        if not torch.is_tensor(timestep):
+            raise ValueError(f"timestep={timestep!r}: expected a tensor, a scalar or of shape ({batch_size},).")
         if timestep.ndim > 1 or timestep.numel() not in (1, batch_size):
             raise ValueError(
                 f"timestep has shape {tuple(timestep.shape)}: expected a scalar or one timestep for each of the "
@@ -395,7 +412,7 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
                 f"class_labels=None: this model needs one label for each of the {batch_size} samples, 0 to "
                 f"{config.num_classes - 1}{null_class}."
             )
-        if class_labels.is_floating_point() or tuple(class_labels.shape) not in (
+        if class_labels.dtype not in (torch.int32, torch.int64) or tuple(class_labels.shape) not in (
             (batch_size,),
             (batch_size, 1 + num_still_images),
         ):
@@ -458,7 +475,10 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
         temb = temb.expand(batch_size, -1, -1)
         if self.class_embedder is not None and class_labels is not None:
             labels = class_labels.reshape(batch_size, -1)
-            temb = temb + self.class_embedder(labels.flatten()).unflatten(0, labels.shape).to(dtype)
+            # labels are dropped in training only, which sampling under no_grad is not, whatever the mode of the model
+            drops_labels = self.training and torch.is_grad_enabled()
+            embed = self.class_embedder if drops_labels else self.class_embedder.embedding_table
+            temb = temb + embed(labels.flatten()).unflatten(0, labels.shape).to(dtype)
         temb = self.act(temb)
 
         # 3. Blocks
@@ -562,12 +582,11 @@ logger = logging.get_logger(__name__)
 EXAMPLE_DOC_STRING = """
     Example:
         >>> import torch
-        >>> from diffusers.utils import export_to_video
         >>> from diffusers_endora import EndoraPipeline
 
         >>> pipe = EndoraPipeline.from_pretrained("path/to/an/endora/folder")
         >>> clip = pipe(num_inference_steps=50, generator=torch.Generator().manual_seed(0)).frames[0]
-        >>> export_to_video(clip, "clip.mp4", fps=8)
+        >>> clip[0].save("clip.gif", save_all=True, append_images=clip[1:], duration=125, loop=0)
 """
 
 # The two schedulers whose `step` takes the variance channels that the transformer predicts beside the noise.
@@ -599,6 +618,9 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         scheduler: KarrasDiffusionSchedulers,
     ):
         super().__init__()
+        for model in (vae, transformer):  # a published folder is not to tell where on a disk its parts were made
+            if os.path.exists(model.config.get("_name_or_path") or ""):
+                model.register_to_config(_name_or_path=None)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         blocks = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
         self.vae_scale_factor = 2 ** (len(blocks) - 1)
@@ -671,6 +693,17 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     f"{type(self.scheduler).__name__} takes no explicit timesteps; give num_inference_steps instead."
                 )
         config, null_class = self.transformer.config, self.transformer.null_class
+        if self.vae.config.latent_channels != config.in_channels:
+            raise ValueError(
+                f"the VAE has {self.vae.config.latent_channels} latent channels and the transformer "
+                f"{config.in_channels}: expected equal numbers."
+            )
+        cache = getattr(self.transformer, "_cache_config", None)
+        if isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled and not guidance_scale > 1:
+            raise ValueError(
+                f"guidance_scale={guidance_scale} with FasterCache: it expects an unconditional half of the batch; set "
+                "is_guidance_distilled=True in its config for sampling without guidance."
+            )
         if class_labels is not None:
             if config.num_classes is None:
                 raise ValueError(f"class_labels={class_labels}: this model is unconditional (num_classes=None).")
@@ -688,7 +721,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             raise ValueError(
                 f"class_labels=None: this model has no null class and needs labels from 0 to {config.num_classes - 1}."
             )
-        if guidance_scale < 1:
+        if not (math.isfinite(guidance_scale) and guidance_scale >= 1):
             raise ValueError(f"guidance_scale={guidance_scale}: expected 1 (no guidance) or more.")
         if guidance_scale > 1 and (null_class is None or class_labels is None):
             reason = "has no null class" if null_class is None else "was given no class_labels"
@@ -935,7 +968,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 self._current_timestep = timestep
 
                 # 4.1 Noise and variance, the unconditional half of the batch first
-                guided = self.do_classifier_free_guidance
+                guided = self.do_classifier_free_guidance and labels is not None and null_labels is not None
                 model_input = self.scheduler.scale_model_input(latents, timestep)
                 model_input = torch.cat([model_input, model_input]) if guided else model_input
                 with self.transformer.cache_context("cond_uncond" if guided else "cond"):
@@ -959,7 +992,13 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
                 if callback_on_step_end is not None:
                     inputs = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                    latents = callback_on_step_end(self, step, timestep, inputs).pop("latents", latents)
+                    returned = callback_on_step_end(self, step, timestep, inputs) or {}
+                    if returned.get("latents", latents).shape != latents.shape:
+                        raise ValueError(
+                            f"callback_on_step_end returned latents of shape {tuple(returned['latents'].shape)}: "
+                            f"expected {tuple(latents.shape)}."
+                        )
+                    latents = returned.get("latents", latents)
                 progress_bar.update()
         self._current_timestep = None
         if not latents.isfinite().all():

@@ -124,8 +124,13 @@ def generate(
         raise ValueError(f"--device {device}: torch finds no CUDA device here.")
     try:
         target = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"--device {device}: expected a torch device such as cpu, cuda or cuda:1.") from error
+        if target.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"--device {device}: is not a device of this machine; expected cpu, cuda, cuda:1, ..."
+        ) from error
     pipeline = EndoraPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(target)
     pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)
 

@@ -444,9 +444,12 @@ def _decode(source: VideoSource, index: _FrameIndex, wanted: list[int]) -> Itera
 
 def _key_frame_before(index: _FrameIndex, i: int) -> _KeyFrame:
     """The last key frame shown no later than frame `i`; leading frames of a later one need this one too."""
-    if index.pts is None or not index.key_frames or index.key_frames[0].pts > index.pts[i]:
+    if index.pts is None:
         raise _CannotSeek
-    return index.key_frames[bisect_right(index.key_frames, index.pts[i], key=lambda key_frame: key_frame.pts) - 1]
+    position = bisect_right(index.key_frames, index.pts[i], key=lambda key_frame: key_frame.pts)
+    if position == 0:
+        raise _CannotSeek
+    return index.key_frames[position - 1]
 
 
 def _decode_from_key_frame(

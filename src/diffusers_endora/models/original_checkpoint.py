@@ -89,7 +89,12 @@ class OriginalExtras:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             by_name = {str(dtype).removeprefix("torch."): dtype for dtype in FLOAT_DTYPES}
             dtypes = {key: by_name[name] for key, name in layout["dtypes"].items()}
-            return cls(tensors, layout["keys"], layout["wrapper"], dtypes, layout["block_order"])
+            keys, wrapper = layout["keys"], layout["wrapper"]
+            if wrapper not in (None, "ema", "model"):
+                raise ValueError("unknown wrapper")
+            if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+                raise ValueError("keys are not names")
+            return cls(tensors, keys, wrapper, dtypes, layout["block_order"])
         except (safetensors.SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: is damaged, or not a file of extras as `endora convert` writes it.") from error
 
@@ -316,7 +321,12 @@ def find_state_dict(content: Any, name: str) -> tuple[str | None, Mapping[str, t
     unfit = [
         f"{key} ({str(tensor.dtype).removeprefix('torch.')}, {str(tensor.layout).removeprefix('torch.')})"
         for key, tensor in state_dict.items()
-        if tensor.dtype not in FLOAT_DTYPES or tensor.layout != torch.strided
+        if tensor.dtype not in FLOAT_DTYPES
+        or tensor.layout != torch.strided
+        or tensor.is_meta
+        or tensor.is_nested
+        # a few stored numbers spread by stride 0 over more memory than there is
+        or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
     ]
     if unfit:
         raise ValueError(f"{name}: {', '.join(unfit)}: expected dense float32, float16 or bfloat16 tensors.")

@@ -206,7 +206,8 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
     input at hand, with unit spacing between neighbours at every size.
 
     Raises:
-        ValueError: for sizes that are not positive, a width that is not a multiple of 4, an unknown `block_order`.
+        ValueError: for sizes that are not positive, a width that is not a multiple of 4, a `sample_size` that the patch
+            does not divide, other `out_channels`, a `class_dropout_prob` outside [0, 1], an unknown `block_order`.
     """
 
     _supports_gradient_checkpointing = True
@@ -235,9 +236,20 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
         block_order: str = "interleaved",
     ):
         super().__init__()
-        for name in ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "patch_size"):
-            if self.config[name] < 1:
+        sizes = ["num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "patch_size", "num_frames"]
+        for name in [*sizes, "num_classes"] if num_classes is not None else sizes:
+            if not isinstance(self.config[name], int) or self.config[name] < 1:
                 raise ValueError(f"{name}={self.config[name]}: expected a positive integer.")
+        sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+        if len(sides) != 2 or any(side < 1 or side % patch_size != 0 for side in sides):
+            raise ValueError(
+                f"sample_size={sample_size}: expected one or two positive multiples of patch_size={patch_size}."
+            )
+        if not mlp_ratio > 0 or not 0 <= class_dropout_prob <= 1:
+            raise ValueError(
+                f"mlp_ratio={mlp_ratio}, class_dropout_prob={class_dropout_prob}: expected a positive number and a "
+                "probability."
+            )
         dim = num_attention_heads * attention_head_dim
         if dim % 4 != 0:
             raise ValueError(
@@ -355,6 +367,8 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
         if len(shape) != 5:
             raise ValueError(f"hidden_states has shape {shape}: expected (batch, channels, frames, height, width).")
         batch_size, channels, num_frames, height, width = shape
+        if batch_size < 1:
+            raise ValueError(f"hidden_states has shape {shape}: expected at least one sample.")
         if channels != config.in_channels:
             raise ValueError(
                 f"hidden_states has {channels} channels (dimension 1 of {shape}): expected "
@@ -365,11 +379,13 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
                 f"hidden_states has height {height} and width {width}: expected positive multiples of "
                 f"patch_size={config.patch_size}."
             )
-        if not 0 <= num_still_images < num_frames:
+        if not isinstance(num_still_images, int) or not 0 <= num_still_images < num_frames:
             raise ValueError(
                 f"num_still_images={num_still_images}: expected at least 0 and fewer than the {num_frames} frames of "
                 "hidden_states, which hold the video first and the still images last."
             )
+        if not torch.is_tensor(timestep):
+            raise ValueError(f"timestep={timestep!r}: expected a tensor, a scalar or of shape ({batch_size},).")
         if timestep.ndim > 1 or timestep.numel() not in (1, batch_size):
             raise ValueError(
                 f"timestep has shape {tuple(timestep.shape)}: expected a scalar or one timestep for each of the "
@@ -391,7 +407,7 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
                 f"class_labels=None: this model needs one label for each of the {batch_size} samples, 0 to "
                 f"{config.num_classes - 1}{null_class}."
             )
-        if class_labels.is_floating_point() or tuple(class_labels.shape) not in (
+        if class_labels.dtype not in (torch.int32, torch.int64) or tuple(class_labels.shape) not in (
             (batch_size,),
             (batch_size, 1 + num_still_images),
         ):
@@ -454,7 +470,10 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
         temb = temb.expand(batch_size, -1, -1)
         if self.class_embedder is not None and class_labels is not None:
             labels = class_labels.reshape(batch_size, -1)
-            temb = temb + self.class_embedder(labels.flatten()).unflatten(0, labels.shape).to(dtype)
+            # labels are dropped in training only, which sampling under no_grad is not, whatever the mode of the model
+            drops_labels = self.training and torch.is_grad_enabled()
+            embed = self.class_embedder if drops_labels else self.class_embedder.embedding_table
+            temb = temb + embed(labels.flatten()).unflatten(0, labels.shape).to(dtype)
         temb = self.act(temb)
 
         # 3. Blocks

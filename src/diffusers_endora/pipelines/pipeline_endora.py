@@ -2,13 +2,21 @@
 
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDPMParallelScheduler, DDPMScheduler, DiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDPMParallelScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    FasterCacheConfig,
+)
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging
@@ -24,12 +32,11 @@ logger = logging.get_logger(__name__)
 EXAMPLE_DOC_STRING = """
     Example:
         >>> import torch
-        >>> from diffusers.utils import export_to_video
         >>> from diffusers_endora import EndoraPipeline
 
         >>> pipe = EndoraPipeline.from_pretrained("path/to/an/endora/folder")
         >>> clip = pipe(num_inference_steps=50, generator=torch.Generator().manual_seed(0)).frames[0]
-        >>> export_to_video(clip, "clip.mp4", fps=8)
+        >>> clip[0].save("clip.gif", save_all=True, append_images=clip[1:], duration=125, loop=0)
 """
 
 # The two schedulers whose `step` takes the variance channels that the transformer predicts beside the noise.
@@ -61,6 +68,9 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         scheduler: KarrasDiffusionSchedulers,
     ):
         super().__init__()
+        for model in (vae, transformer):  # a published folder is not to tell where on a disk its parts were made
+            if os.path.exists(model.config.get("_name_or_path") or ""):
+                model.register_to_config(_name_or_path=None)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         blocks = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
         self.vae_scale_factor = 2 ** (len(blocks) - 1)
@@ -133,6 +143,17 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     f"{type(self.scheduler).__name__} takes no explicit timesteps; give num_inference_steps instead."
                 )
         config, null_class = self.transformer.config, self.transformer.null_class
+        if self.vae.config.latent_channels != config.in_channels:
+            raise ValueError(
+                f"the VAE has {self.vae.config.latent_channels} latent channels and the transformer "
+                f"{config.in_channels}: expected equal numbers."
+            )
+        cache = getattr(self.transformer, "_cache_config", None)
+        if isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled and not guidance_scale > 1:
+            raise ValueError(
+                f"guidance_scale={guidance_scale} with FasterCache: it expects an unconditional half of the batch; set "
+                "is_guidance_distilled=True in its config for sampling without guidance."
+            )
         if class_labels is not None:
             if config.num_classes is None:
                 raise ValueError(f"class_labels={class_labels}: this model is unconditional (num_classes=None).")
@@ -150,7 +171,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             raise ValueError(
                 f"class_labels=None: this model has no null class and needs labels from 0 to {config.num_classes - 1}."
             )
-        if guidance_scale < 1:
+        if not (math.isfinite(guidance_scale) and guidance_scale >= 1):
             raise ValueError(f"guidance_scale={guidance_scale}: expected 1 (no guidance) or more.")
         if guidance_scale > 1 and (null_class is None or class_labels is None):
             reason = "has no null class" if null_class is None else "was given no class_labels"
@@ -397,7 +418,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 self._current_timestep = timestep
 
                 # 4.1 Noise and variance, the unconditional half of the batch first
-                guided = self.do_classifier_free_guidance
+                guided = self.do_classifier_free_guidance and labels is not None and null_labels is not None
                 model_input = self.scheduler.scale_model_input(latents, timestep)
                 model_input = torch.cat([model_input, model_input]) if guided else model_input
                 with self.transformer.cache_context("cond_uncond" if guided else "cond"):
@@ -421,7 +442,13 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
                 if callback_on_step_end is not None:
                     inputs = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                    latents = callback_on_step_end(self, step, timestep, inputs).pop("latents", latents)
+                    returned = callback_on_step_end(self, step, timestep, inputs) or {}
+                    if returned.get("latents", latents).shape != latents.shape:
+                        raise ValueError(
+                            f"callback_on_step_end returned latents of shape {tuple(returned['latents'].shape)}: "
+                            f"expected {tuple(latents.shape)}."
+                        )
+                    latents = returned.get("latents", latents)
                 progress_bar.update()
         self._current_timestep = None
         if not latents.isfinite().all():

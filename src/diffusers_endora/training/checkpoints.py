@@ -1,9 +1,12 @@
 """Training checkpoints that appear whole or not at all."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -57,11 +60,21 @@ def save_checkpoint(
     """Writes `checkpoint-<step>` beside its final name and renames it when all processes are done.
 
     A process killed on the way leaves a folder `checkpoint-<step>.partial`, which nothing reads and the next save
-    removes. Checkpoints over `total_limit` are removed, oldest first, once the new one is in place.
+    removes. Checkpoints over `total_limit` are removed once the new one is in place: oldest first, never the new one.
 
     Args:
+        output_dir: training folder.
+        step: the optimiser step that the state belongs to.
         save: writes the state of the calling process into the folder it is given; called by every process.
         wait_for_everyone: barrier of all processes.
+        is_main_process: whether the caller is the one that renames and removes.
+        total_limit: number of checkpoints to keep; None keeps all.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        OSError: where the state cannot be written (a full disk); the checkpoints that were there are untouched.
     """
     output_dir = Path(output_dir)
     final, partial = output_dir / f"checkpoint-{step}", output_dir / f"checkpoint-{step}.partial"
@@ -70,14 +83,39 @@ def save_checkpoint(
             shutil.rmtree(leftover)
         partial.mkdir(parents=True)
     wait_for_everyone()
-    save(partial)
+    try:
+        save(partial)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have errors of their own
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"{final} could not be written ({error}); earlier checkpoints are untouched.") from error
     wait_for_everyone()
     if is_main_process:
+        for path in partial.rglob("*"):
+            if path.is_file():
+                sync_to_disk(path)
         if final.exists():
-            shutil.rmtree(final)
+            remove(final)
         partial.rename(final)
+        sync_to_disk(output_dir)
         if total_limit is not None:
-            for old in list_checkpoints(output_dir)[:-total_limit]:
-                shutil.rmtree(old)
+            others = [path for path in list_checkpoints(output_dir) if path != final]
+            for old in others[: max(0, len(others) + 1 - total_limit)]:
+                remove(old)
     wait_for_everyone()
     return final
+
+
+def remove(checkpoint: Path) -> None:
+    """Removes a checkpoint such that a kill on the way leaves no half of it under its name."""
+    doomed = checkpoint.with_name(f"{checkpoint.name}.old.partial")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Waits until a file, or the entries of a folder, are on the disk and not only on their way."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

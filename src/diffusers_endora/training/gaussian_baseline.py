@@ -19,10 +19,12 @@ class GaussianBaseline:
 
     def update(self, latents: torch.Tensor) -> None:
         """Adds the frames of latents `(B, C, F, h, w)`; stays on their device and does not synchronise with it."""
-        frames = latents.detach().transpose(1, 2).flatten(0, 1).double()
+        frames = latents.detach().transpose(1, 2).flatten(0, 1)
+        frames = frames.float() if frames.device.type == "mps" else frames.double()  # MPS has no float64
         self.count += len(frames)
-        self.sum = self.sum + frames.sum(0)
-        self.sum_of_squares = self.sum_of_squares + frames.square().sum(0)
+        # after a resume the sums lie on the CPU
+        self.sum = torch.as_tensor(self.sum).to(frames) + frames.sum(0)
+        self.sum_of_squares = torch.as_tensor(self.sum_of_squares).to(frames) + frames.square().sum(0)
 
     def eps_mse(self, alphas_cumprod: torch.Tensor) -> float:
         """Mean squared error per element, over positions and uniform timesteps.
@@ -41,7 +43,9 @@ class GaussianBaseline:
         return (signal / (signal + 1 - alphas_cumprod.to(variance)[:, None])).mean().item()
 
     def state_dict(self) -> dict:
+        """The moments, for a checkpoint."""
         return {"count": self.count, "sum": self.sum, "sum_of_squares": self.sum_of_squares}
 
     def load_state_dict(self, state: dict) -> None:
+        """Takes the moments of `state_dict`, on any device."""
         self.count, self.sum, self.sum_of_squares = state["count"], state["sum"], state["sum_of_squares"]

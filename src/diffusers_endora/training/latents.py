@@ -38,8 +38,9 @@ def scale_latents(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -
 class LatentCache:
     """Remembers each frame's VAE posterior, so that a frame is encoded once in a training and not once a step.
 
-    In memory, per process: 8 KB a frame for 16x16x4 latents of an `AutoencoderKL`. Frames are encoded one at a time,
-    so that what is remembered does not depend on which frames came together.
+    On the VAE's device, per process, without a limit: 8 KB a frame for 16x16x4 latents of an `AutoencoderKL`, so meant
+    for corpora of up to a few 100,000 frames. Frames are encoded one at a time, so that what is remembered does not
+    depend on which frames came together.
 
     Args:
         vae: as for `encode_clips`.
