@@ -78,9 +78,9 @@ def save_untrained_teacher(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", default="outputs/demo")
-    parser.add_argument("--num_videos", type=int, default=12)
-    parser.add_argument("--vae_steps", type=int, default=600)
-    parser.add_argument("--train_steps", type=int, default=900)
+    parser.add_argument("--num_videos", type=int, default=3)
+    parser.add_argument("--vae_steps", type=int, default=500)
+    parser.add_argument("--train_steps", type=int, default=1000)
     parser.add_argument("--num_inference_steps", type=int, default=100)
     args = parser.parse_args()
     output_dir = Path(args.output_dir)
@@ -89,7 +89,7 @@ def main() -> None:
     start = time.perf_counter()
 
     print("1/4 rendering a phantom corpus")
-    videos = write_phantom_corpus(work / "corpus", args.num_videos, num_frames=48, height=RESOLUTION, width=RESOLUTION)
+    videos = write_phantom_corpus(work / "corpus", args.num_videos, num_frames=32, height=RESOLUTION, width=RESOLUTION)
     print("2/4 fitting an autoencoder to its frames")
     fit_vae(videos, work / "vae", args.vae_steps)
     print("3/4 training the demo preset with the prior (teacher: an untrained, fixed-seed ViT/8)")
@@ -105,7 +105,7 @@ def main() -> None:
         "output_dir": work / "training",
         "resolution": RESOLUTION,
         "train_batch_size": 4,
-        "num_still_images": 4,
+        "num_still_images": 2,
         "max_train_steps": args.train_steps,
         "checkpointing_steps": args.train_steps,
         "validation_steps": args.train_steps,
@@ -115,7 +115,7 @@ def main() -> None:
     }
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    subprocess.run([*command, "--class_conditional", "--cache_latents"], check=True)
+    subprocess.run([*command, "--class_conditional", "--no-horizontal_flip", "--cache_latents"], check=True)
 
     print("4/4 generating a clip of each class with the saved pipeline")
     pipeline_dir = output_dir / "pipeline"

@@ -211,8 +211,9 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
     input at hand, with unit spacing between neighbours at every size.
 
     Raises:
-        ValueError: for sizes that are not positive, a width that is not a multiple of 4, a `sample_size` that the patch
-            does not divide, other `out_channels`, a `class_dropout_prob` outside [0, 1], an unknown `block_order`.
+        ValueError: for sizes that are not positive, a width that is not a multiple of 4, a `sample_size` that the
+            patch does not divide, other `out_channels`, a `class_dropout_prob` outside [0, 1], an unknown
+            `block_order`.
     """
 
     _supports_gradient_checkpointing = True
@@ -619,7 +620,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     ):
         super().__init__()
         for model in (vae, transformer):  # a published folder is not to tell where on a disk its parts were made
-            if os.path.exists(model.config.get("_name_or_path") or ""):
+            if model.config.get("_name_or_path") and Path(model.config["_name_or_path"]).exists():
                 model.register_to_config(_name_or_path=None)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         blocks = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
@@ -701,8 +702,8 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         cache = getattr(self.transformer, "_cache_config", None)
         if isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled and not guidance_scale > 1:
             raise ValueError(
-                f"guidance_scale={guidance_scale} with FasterCache: it expects an unconditional half of the batch; set "
-                "is_guidance_distilled=True in its config for sampling without guidance."
+                f"guidance_scale={guidance_scale} with FasterCache, which expects an unconditional half of the batch: "
+                "set is_guidance_distilled=True in its config to sample without guidance."
             )
         if class_labels is not None:
             if config.num_classes is None:

@@ -206,8 +206,9 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
     input at hand, with unit spacing between neighbours at every size.
 
     Raises:
-        ValueError: for sizes that are not positive, a width that is not a multiple of 4, a `sample_size` that the patch
-            does not divide, other `out_channels`, a `class_dropout_prob` outside [0, 1], an unknown `block_order`.
+        ValueError: for sizes that are not positive, a width that is not a multiple of 4, a `sample_size` that the
+            patch does not divide, other `out_channels`, a `class_dropout_prob` outside [0, 1], an unknown
+            `block_order`.
     """
 
     _supports_gradient_checkpointing = True

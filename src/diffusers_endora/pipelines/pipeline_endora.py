@@ -69,7 +69,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     ):
         super().__init__()
         for model in (vae, transformer):  # a published folder is not to tell where on a disk its parts were made
-            if os.path.exists(model.config.get("_name_or_path") or ""):
+            if model.config.get("_name_or_path") and Path(model.config["_name_or_path"]).exists():
                 model.register_to_config(_name_or_path=None)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
         blocks = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
@@ -151,8 +151,8 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         cache = getattr(self.transformer, "_cache_config", None)
         if isinstance(cache, FasterCacheConfig) and not cache.is_guidance_distilled and not guidance_scale > 1:
             raise ValueError(
-                f"guidance_scale={guidance_scale} with FasterCache: it expects an unconditional half of the batch; set "
-                "is_guidance_distilled=True in its config for sampling without guidance."
+                f"guidance_scale={guidance_scale} with FasterCache, which expects an unconditional half of the batch: "
+                "set is_guidance_distilled=True in its config to sample without guidance."
             )
         if class_labels is not None:
             if config.num_classes is None:
