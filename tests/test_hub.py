@@ -19,6 +19,10 @@ ARGUMENTS = {
     "train_batch_size": 5,
     "seed": 0,
     "hub_model_id": "me/endora-colonoscopic",
+    "gradient_accumulation_steps": 1,
+    "lr_scheduler": "constant",
+    "use_ema": True,
+    "ema_decay": 0.9999,
 }
 RESULTS = {
     "steps": 10,
@@ -29,6 +33,8 @@ RESULTS = {
     "num_videos": 210,
     "num_broken": 2,
     "learning_rate": 1e-4,
+    "num_processes": 4,
+    "mixed_precision": "no",
 }
 
 
@@ -72,13 +78,12 @@ def test_publish_uploads_the_pipeline_and_not_the_checkpoints(tmp_path, monkeypa
         def create_repo(self, repo_id, exist_ok, private):
             return type("Repo", (), {"repo_id": repo_id})
 
-        def upload_folder(self, folder_path, repo_id, ignore_patterns):
-            calls.update(folder=folder_path, repo_id=repo_id, ignored=ignore_patterns)
+        def upload_folder(self, folder_path, repo_id, allow_patterns):
+            calls.update(folder=folder_path, repo_id=repo_id, allowed=allow_patterns)
             return "https://huggingface.co/me/model/commit/1"
 
     monkeypatch.setattr(hub, "HfApi", Api)
     assert hub.publish_folder(tmp_path, "me/model", token="t").endswith("/commit/1")
     assert calls["repo_id"] == "me/model"
     assert calls["token"] == "t"
-    assert "checkpoint-*/**" in calls["ignored"]
-    assert "logs/**" in calls["ignored"]
+    assert calls["allowed"] == hub.PUBLISHED_FILES

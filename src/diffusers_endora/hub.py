@@ -38,7 +38,7 @@ def save_model_card(
         "class_names": class_names,
         "model_name": (arguments.get("hub_model_id") or folder.resolve().name).split("/")[-1],
         "repo_id": arguments.get("hub_model_id") or folder.resolve().name,
-        "data": arguments.get("dataset_name") or arguments["train_data_dir"],
+        "data": arguments.get("dataset_name") or Path(arguments["train_data_dir"]).resolve().name,
         "vae": arguments["pretrained_vae"],
     }
     for name in ("data", "vae", "dino_model"):  # a Hub id as it is, a local folder by its last name

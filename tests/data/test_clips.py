@@ -467,3 +467,46 @@ def test_real_endoscopy(shared_file, monkeypatch):
     item = dataset[7]["video"]
     assert item.shape == (17, 3, 128, 128)
     assert torch.equal(item[:16], resize_and_crop_clip(read_frames(path, drawn[0]), 128, 128))
+
+
+# --- cache and frame ids ---------------------------------------------------------------------------------------------
+
+
+def test_items_do_not_depend_on_the_cache(tmp_path):
+    root = write_corpus(tmp_path, [20, 30, 60])
+    options = {"resolution": 8, "num_still_images": 2, "seed": 3}
+    plain, cached = ClipDataset(root, **options), ClipDataset(root, **options, cache_gb=1)
+    room_for_one = ClipDataset(root, **options, cache_gb=2 * 20 * 3 * 8 * 8 * 4 / 1e9)
+    for index in [0, 1, 2, 0, 50]:
+        for name, value in plain[index].items():
+            assert torch.equal(value, cached[index][name])
+            assert torch.equal(value, room_for_one[index][name])
+    assert set(cached._cache) == {0, 1, 2}
+    assert set(room_for_one._cache) == {0}
+
+
+def test_the_cache_brings_a_long_video_in_by_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "_DECODED_AT_A_TIME", 1)  # the least: 16 frames
+    root = write_corpus(tmp_path, [50])
+    plain, cached = ClipDataset(root, resolution=8), ClipDataset(root, resolution=8, cache_gb=1)
+    assert torch.equal(plain[7]["video"], cached[7]["video"])
+
+
+def test_a_damaged_video_gives_the_same_items_with_and_without_the_cache(tmp_path):
+    root = write_corpus(tmp_path, [60, 60])
+    (root / "00" / "000059.png").write_bytes(b"no image")
+    items = []
+    for cache_gb in (0, 1):
+        dataset = ClipDataset(root, resolution=8, seed=1, cache_gb=cache_gb)
+        items.append([dataset[index]["video"] for index in (0, 2, 0, 4, 6, 8)])
+    assert all(torch.equal(plain, cached) for plain, cached in zip(*items, strict=True))
+
+
+def test_equal_frame_ids_mean_equal_pixels(tmp_path):
+    dataset = ClipDataset(write_corpus(tmp_path, [20, 40]), resolution=8, num_still_images=2)
+    pixels = {}
+    for index in range(len(dataset)):
+        item = dataset[index]
+        for frame_id, frame in zip(item["frame_ids"].tolist(), item["video"], strict=True):
+            assert torch.equal(pixels.setdefault(frame_id, frame), frame)
+    assert len(pixels) > 2 * 40  # frames, mirrored frames and still images are told apart

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,13 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import ClassLabel, Dataset, Features, Video
 from diffusers import AutoencoderTiny
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTModel
 
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.data.video_io import read_video_info, write_video
+from diffusers_endora.hub import PUBLISHED_FILES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_endora.py"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -130,6 +133,68 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(material, train
     assert not (tmp_path / "checkpoint-9.partial").exists()
 
 
+def test_resuming_across_epochs_with_accumulation_is_exact(material, tmp_path):
+    options = {
+        "prior": "none",
+        "dino_model": None,
+        "train_batch_size": 16,  # 5 batches an epoch: the third step of an epoch is one micro-batch
+        "gradient_accumulation_steps": 2,
+        "lr_scheduler": "cosine",
+        "max_train_steps": 5,
+        "checkpointing_steps": 2,
+        "validation_steps": 99,
+        "dataloader_num_workers": 1,
+    }
+    train(material, tmp_path / "straight", **options)
+    train(material, tmp_path / "stopped", **options)
+    for name in ("checkpoint-4", "checkpoint-5"):
+        shutil.rmtree(tmp_path / "stopped" / name)
+    train(material, tmp_path / "stopped", **options, resume_from_checkpoint="latest")
+    name = "checkpoint-5/model.safetensors"
+    straight, stopped = load_file(tmp_path / "straight" / name), load_file(tmp_path / "stopped" / name)
+    assert all(torch.equal(straight[key], stopped[key]) for key in straight)
+    results = [
+        json.loads((tmp_path / run / "training.json").read_text())["results"] for run in ("straight", "stopped")
+    ]
+    assert results[0] == results[1]
+    assert results[0]["averaged_steps"] == 5
+
+
+def test_resuming_a_finished_training_writes_its_results_again(material, tmp_path):
+    options = {"prior": "none", "dino_model": None, "max_train_steps": 2, "validation_steps": 99}
+    train(material, tmp_path, **options, hub_token="hf_secret")
+    before = json.loads((tmp_path / "training.json").read_text())["results"]
+    for name in ("training.json", "README.md", "model_index.json"):
+        (tmp_path / name).unlink()
+    train(material, tmp_path, **options, resume_from_checkpoint="latest")
+    assert json.loads((tmp_path / "training.json").read_text())["results"] == before
+    assert (tmp_path / "README.md").exists()
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+    assert written == []
+    # what would be published: the pipeline and its card, nothing of the training
+    files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(filter_repo_objects(files, allow_patterns=PUBLISHED_FILES)) == [
+        "README.md",
+        "model_index.json",
+        "pipeline.py",
+        "scheduler/scheduler_config.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("change", [{"train_batch_size": 4}, {"num_layers": 2}, {"seed": 1}])
+def test_resuming_another_training_is_refused(material, tmp_path, change):
+    options = {"prior": "none", "dino_model": None, "max_train_steps": 2, "validation_steps": 99}
+    train(material, tmp_path, **options)
+    with pytest.raises(SystemExit) as raised:
+        train(material, tmp_path, **{**options, **change}, resume_from_checkpoint="latest")
+    assert "checkpoint-2 is of another training" in str(raised.value.code)
+    assert (next(iter(change)) if "num_layers" not in change else "transformer") in str(raised.value.code)
+
+
 def test_cached_latents_and_frames_change_nothing(material, tmp_path):
     options = {"prior": "none", "dino_model": None, "max_train_steps": 2, "validation_steps": 100}
     train(material, tmp_path / "plain", cache_frames_gb=0, **options)
@@ -187,6 +252,10 @@ def test_accelerate_launch(material, tmp_path):
         ({"train_data_dir": None}, "give either --train_data_dir or --dataset_name"),
         ({"train_batch_size": 0}, "--train_batch_size 0: expected a positive integer"),
         ({"push_to_hub": True}, "--push_to_hub needs --hub_model_id"),
+        ({"fps": 0}, "--fps 0.0: expected a positive number"),
+        ({"num_frames": 64}, "--window 48: expected at least --num_frames 64"),
+        ({"lr_scheduler": "none"}, "--lr_scheduler"),
+        ({"dataloader_num_workers": -1}, "--dataloader_num_workers -1: expected 0 or more"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(material, tmp_path, capsys, changes, message):

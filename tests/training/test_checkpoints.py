@@ -55,3 +55,29 @@ def test_names_that_are_not_there(tmp_path):
     assert find_checkpoint(tmp_path, "checkpoint-7") == find_checkpoint(tmp_path, str(tmp_path / "checkpoint-7"))
     with pytest.raises(ValueError, match=r"checkpoint-8: no such checkpoint; available in .*: checkpoint-7"):
         find_checkpoint(tmp_path, "checkpoint-8")
+
+
+def test_total_limit_never_removes_the_new_checkpoint(tmp_path):
+    save(tmp_path, 5000)  # of a run that was abandoned for an earlier state
+    save(tmp_path, 2000, total_limit=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2000"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path):
+    save(tmp_path, 1)
+
+    def disk_full(folder: Path) -> None:
+        write(folder)
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    with pytest.raises(OSError, match=r"checkpoint-2 could not be written .*earlier checkpoints are untouched"):
+        save(tmp_path, 2, disk_full)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_a_removal_that_is_cut_short_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    monkeypatch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2, total_limit=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]

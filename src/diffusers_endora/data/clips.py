@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 Rows: TypeAlias = Sequence[dict[str, Any]]  # or a datasets.Dataset
 
 _PROGRESS_BAR_FROM = 200  # videos
+_DECODED_AT_A_TIME = 2**28  # bytes of full-size frames held while a video is brought into memory
 _MAX_ATTEMPTS = 64  # other videos tried in place of one that fails
 
 
@@ -287,6 +288,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         self.epoch_over = epoch_over
         self._cache: dict[int, torch.Tensor] = {}  # video -> both orientations of all its frames, (2, n, 3, H, W)
         self._cache_room = int(cache_gb * 1e9)
+        self._uncached: set[int] = set()
         self.seed = seed
         self.class_names: list[str] | None = None
         self.num_ignored_files = 0
@@ -381,18 +383,34 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
     def _pixels(self, i: int, indices: np.ndarray, is_flipped: bool) -> torch.Tensor:
         """Frames of video `i`, mirrored or not, float32 `(len(indices), 3, H, W)` in [-1, 1], from memory if kept."""
-        if i not in self._cache and not self._is_damaged[i]:
-            num_frames = self._videos[i].num_frames
-            size = 2 * num_frames * 3 * self.height * self.width * 4
-            if size <= self._cache_room:
-                frames = read_frames(self._open(self._videos[i]), range(num_frames))
-                both = [self._resized(orientation) for orientation in (frames, frames[:, :, ::-1])]
-                self._cache[i] = torch.stack(both)
-                self._cache_room -= size
+        if i not in self._cache and i not in self._uncached:
+            self._keep(i)
         if i in self._cache:
             return self._cache[i][int(is_flipped), torch.from_numpy(indices)]
         frames = read_frames(self._open(self._videos[i]), indices)
         return self._resized(frames[:, :, ::-1] if is_flipped else frames)
+
+    def _keep(self, i: int) -> None:
+        """Decodes all of video `i` into memory if there is room; a video that has damage anywhere is not kept."""
+        num_frames = self._videos[i].num_frames
+        size = 2 * num_frames * 3 * self.height * self.width * 4
+        if size > self._cache_room:
+            self._uncached.add(i)
+            return
+        kept = torch.empty(2, num_frames, 3, self.height, self.width)
+        source = self._open(self._videos[i])
+        try:
+            info = read_video_info(source)
+            at_a_time = max(16, _DECODED_AT_A_TIME // (info.height * info.width * 3))
+            for first in range(0, num_frames, at_a_time):
+                frames = read_frames(source, range(first, min(first + at_a_time, num_frames)))
+                kept[0, first : first + len(frames)] = self._resized(frames)
+                kept[1, first : first + len(frames)] = self._resized(frames[:, :, ::-1])
+        except (ValueError, OSError):
+            self._uncached.add(i)  # its intact frames are still read one clip at a time
+            return
+        self._cache[i] = kept
+        self._cache_room -= size
 
     def _resized(self, frames: np.ndarray) -> torch.Tensor:
         return resize_and_crop_clip(frames, self.height, self.width, self.antialias)
