@@ -287,7 +287,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         self.antialias = antialias
         self.epoch_over = epoch_over
         self._cache: dict[int, torch.Tensor] = {}  # video -> both orientations of all its frames, (2, n, 3, H, W)
-        self._cache_room = int(cache_gb * 1e9)
+        self._cache_room = round(cache_gb * 1e9)
         self._uncached: set[int] = set()
         self.seed = seed
         self.class_names: list[str] | None = None

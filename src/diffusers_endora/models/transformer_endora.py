@@ -133,11 +133,11 @@ class EndoraTransformerBlock(nn.Module):
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = modulation.unsqueeze(2).chunk(6, dim=-1)
 
         # 2. Attention
-        attn_output = self.attn(torch.addcmul(shift_attn, self.norm1(hidden_states), 1 + scale_attn))
+        attn_output = self.attn(modulated_norm(self.norm1, hidden_states, shift_attn, scale_attn))
         hidden_states = torch.addcmul(hidden_states, gate_attn, attn_output)
 
         # 3. Feed-forward
-        ff_output = self.ff(torch.addcmul(shift_ff, self.norm2(hidden_states), 1 + scale_ff))
+        ff_output = self.ff(modulated_norm(self.norm2, hidden_states, shift_ff, scale_ff))
         return torch.addcmul(hidden_states, gate_ff, ff_output)
 
 
@@ -501,7 +501,7 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
             num_video_frames = num_frames - num_still_images
             modulation = torch.cat([modulation[:, :1].expand(-1, num_video_frames, -1), modulation[:, 1:]], dim=1)
         shift, scale = modulation.unsqueeze(2).chunk(2, dim=-1)
-        hidden_states = self.proj_out(torch.addcmul(shift, self.norm_out(hidden_states), 1 + scale))
+        hidden_states = self.proj_out(modulated_norm(self.norm_out, hidden_states, shift, scale))
         sample = hidden_states.reshape(batch_size, num_frames, grid_height, grid_width, patch_size, patch_size, -1)
         sample = sample.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch_size, -1, num_frames, height, width)
 
@@ -509,6 +509,18 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
         if not return_dict:
             return (sample, states) if states else (sample,)
         return EndoraTransformer3DModelOutput(sample=sample, spatial_states=states or None)
+
+
+def modulated_norm(
+    norm: nn.LayerNorm, hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """`norm(x) * (1 + scale) + shift` for `(B, F, N, D)` and modulation `(B, 1 or F, 1, D)`, in as few passes as can be.
+
+    With one row of modulation it is a LayerNorm with that row as its weight and bias.
+    """
+    if shift.shape[:2] == (1, 1):
+        return F.layer_norm(hidden_states, norm.normalized_shape, (1 + scale).flatten(), shift.flatten(), norm.eps)
+    return torch.addcmul(shift, norm(hidden_states), 1 + scale)
 
 
 def spatial_position_table(grid_height: int, grid_width: int, like: torch.Tensor) -> torch.Tensor:
