@@ -519,7 +519,7 @@ class EndoraTransformer3DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdap
 def modulated_norm(
     norm: nn.LayerNorm, hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """`norm(x) * (1 + scale) + shift` for `(B, F, N, D)` and modulation `(B, 1 or F, 1, D)`, in as few passes as can be.
+    """`norm(x) * (1 + scale) + shift` for `(B, F, N, D)` and modulation `(B, 1 or F, 1, D)`, in few passes.
 
     With one row of modulation it is a LayerNorm with that row as its weight and bias.
     """
