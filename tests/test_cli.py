@@ -344,7 +344,7 @@ def test_ddim_is_that_of_the_official_code(official_checkpoint, golden, vae_fold
         (("--height", 9), "height=9: expected a positive multiple of 4 pixels"),
         (("--fps", 0), "--fps 0.0: expected a positive number"),
         (("--fps", "nan"), "--fps nan"),
-        (("--device", "toaster"), "--device toaster: expected a torch device"),
+        (("--device", "toaster"), "--device toaster: is not a device of this machine"),
     ],
 )
 def test_generate_errors_leave_nothing_behind(refused, model_folder, tmp_path, options, message):

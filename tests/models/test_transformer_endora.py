@@ -310,7 +310,11 @@ def test_training_alone_drops_labels():
     labelled = transformer(*inputs, class_labels=torch.tensor([0, 1])).sample
     null = transformer(*inputs, class_labels=torch.tensor([3, 3])).sample
     assert not torch.allclose(labelled, null)
-    assert torch.equal(transformer.train()(*inputs, class_labels=torch.tensor([0, 1])).sample, null)
+    transformer.train()
+    with torch.enable_grad():
+        assert torch.equal(transformer(*inputs, class_labels=torch.tensor([0, 1])).sample, null)
+    with torch.no_grad():  # sampling in the middle of a training
+        assert torch.equal(transformer(*inputs, class_labels=torch.tensor([0, 1])).sample, labelled)
 
 
 def test_without_label_dropout_there_is_no_null_class():
