@@ -497,3 +497,13 @@ def test_failed_write_leaves_the_old_file_alone(transformer, tmp_path, monkeypat
 def test_folder_of_the_checkpoint_has_to_exist(transformer, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"create it first"):
         save_original_checkpoint(transformer, tmp_path / "absent" / "back.pt")
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [torch.zeros(1, 1, 1).expand(1, 10**12, 16), torch.empty(1, 4, 16, device="meta")],
+    ids=["stride 0", "meta"],
+)
+def test_tensors_without_the_numbers_they_claim_are_refused(state_dict, bomb):
+    with pytest.raises(ValueError, match="pos_embed"):
+        load_original_checkpoint({**state_dict, "pos_embed": bomb}, num_attention_heads=2)

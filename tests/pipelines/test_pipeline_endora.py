@@ -774,3 +774,48 @@ def test_lora_scales_loads_and_goes(pipe, tmp_path):
     other.unfuse_lora()
     other.unload_lora_weights()
     assert_same(generate(other), plain, tolerance=1e-4)
+
+
+def test_faster_cache_without_guidance_is_refused_unless_told_so(class_pipe):
+    config = {
+        "current_timestep_callback": lambda: class_pipe.current_timestep,
+        "attention_weight_callback": lambda _: 0.3,
+    }
+    class_pipe.transformer.enable_cache(FasterCacheConfig(**config))
+    with pytest.raises(ValueError, match="set is_guidance_distilled=True"):
+        generate(class_pipe, class_labels=[1, 1])
+    assert generate(class_pipe, class_labels=[1, 1], guidance_scale=2.0).isfinite().all()
+    class_pipe.transformer.disable_cache()
+    class_pipe.transformer.enable_cache(FasterCacheConfig(**config, is_guidance_distilled=True))
+    assert generate(class_pipe, class_labels=[1, 1]).isfinite().all()
+
+
+def test_guidance_that_is_no_number_is_refused(class_pipe):
+    with pytest.raises(ValueError, match="guidance_scale=nan: expected 1"):
+        generate(class_pipe, class_labels=[1], guidance_scale=float("nan"))
+
+
+def test_a_vae_of_other_channels_is_refused():
+    with pytest.raises(ValueError, match="the VAE has 3 latent channels and the transformer 4"):
+        generate(tiny_pipeline(vae=tiny_vae(latent_channels=3)))
+
+
+def test_a_callback_may_return_nothing_but_no_other_shape(pipe):
+    plain = generate(pipe)
+    assert torch.equal(generate(pipe, callback_on_step_end=lambda *_: None), plain)
+    with pytest.raises(ValueError, match="callback_on_step_end returned latents of shape"):
+        generate(pipe, callback_on_step_end=lambda pipe, step, t, inputs: {"latents": inputs["latents"][:, :, :1]})
+
+
+def test_a_model_in_training_mode_keeps_its_labels(class_pipe):
+    labels = [1] * 8
+    expected = generate(class_pipe, class_labels=labels)
+    class_pipe.transformer.train()
+    assert torch.equal(generate(class_pipe, class_labels=labels), expected)
+
+
+def test_a_saved_folder_does_not_tell_where_its_parts_lay(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "secret")
+    EndoraPipeline.from_pretrained(tmp_path / "secret").save_pretrained(tmp_path / "published")
+    for config in (tmp_path / "published").rglob("*.json"):
+        assert "secret" not in config.read_text(), config
