@@ -70,7 +70,7 @@ def save_untrained_teacher(folder: Path) -> None:
     """Saves a ViT/8 with random weights of a fixed seed: a stand-in for DINO that has seen nothing."""
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=96, num_hidden_layers=12, num_attention_heads=3, intermediate_size=192, image_size=64, patch_size=8
+        hidden_size=48, num_hidden_layers=12, num_attention_heads=3, intermediate_size=96, image_size=64, patch_size=8
     )
     ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--output_dir", default="outputs/demo")
     parser.add_argument("--num_videos", type=int, default=3)
     parser.add_argument("--vae_steps", type=int, default=500)
-    parser.add_argument("--train_steps", type=int, default=1000)
+    parser.add_argument("--train_steps", type=int, default=900)
     parser.add_argument("--num_inference_steps", type=int, default=100)
     args = parser.parse_args()
     output_dir = Path(args.output_dir)
