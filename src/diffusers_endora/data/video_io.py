@@ -555,12 +555,12 @@ def _picture(frame: VideoFrame, index: _FrameIndex, name: str) -> np.ndarray:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write_video(path: PathName, frames: np.ndarray, fps: float, codec: str = "h264") -> Path:
+def write_video(path: PathName, frames: np.ndarray, fps: float, codec: str = "h264", crf: int = 17) -> Path:
     """Write a clip; the same frames always give the same bytes.
 
     | codec | file | quality |
     |---|---|---|
-    | `"h264"` | `.mp4`, 4:2:0, CRF 17, BT.709: plays everywhere | visually the same, pixels change |
+    | `"h264"` | `.mp4`, 4:2:0, BT.709: plays everywhere | by `crf`; 17 looks the same, pixels change |
     | `"ffv1"` | `.mkv` | lossless |
     | `"png"` | a folder of `000000.png`, `000001.png`, ... | lossless, keeps no `fps` |
 
@@ -575,6 +575,7 @@ def write_video(path: PathName, frames: np.ndarray, fps: float, codec: str = "h2
         frames: uint8 RGB `(F, H, W, 3)`.
         fps: frames per second, positive.
         codec: `"h264"`, `"ffv1"` or `"png"`.
+        crf: quality of H.264, 0 (best) to 51.
 
     Returns:
         `path`.
@@ -589,6 +590,8 @@ def write_video(path: PathName, frames: np.ndarray, fps: float, codec: str = "h2
         raise ValueError(f"fps={fps}: expected a positive number")
     if codec not in CODEC_EXTENSIONS:
         raise ValueError(f"codec={codec!r}: expected one of {', '.join(map(repr, CODEC_EXTENSIONS))}")
+    if not 0 <= crf <= 51:
+        raise ValueError(f"crf={crf}: expected 0 to 51")
     extension = path.suffix.lower()
     if codec == "png" and extension in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS:
         raise ValueError(f"{path}: codec 'png' writes a folder of images; expected a name without {extension!r}")
@@ -601,7 +604,7 @@ def write_video(path: PathName, frames: np.ndarray, fps: float, codec: str = "h2
             for i, frame in enumerate(frames):
                 Image.fromarray(frame).save(temporary / f"{i:06d}.png")
         else:
-            _encode(temporary, frames, fps, codec, path)
+            _encode(temporary, frames, fps, codec, crf, path)
     return path
 
 
@@ -637,14 +640,14 @@ def written_atomically(path: Path) -> Iterator[Path]:
         raise
 
 
-def _encode(temporary: Path, frames: np.ndarray, fps: float, codec: str, path: Path) -> None:
+def _encode(temporary: Path, frames: np.ndarray, fps: float, codec: str, crf: int, path: Path) -> None:
     height, width = frames.shape[1:3]
     if codec == "ffv1":
         pixel_format, options = "bgr0", {"g": "1"}
     else:
         pixel_format = "yuv444p" if height % 2 or width % 2 else "yuv420p"
         # No mbtree: with AVX-512 it reads memory that x264 has not set, so that the bytes change from run to run.
-        options = {"crf": "17", "preset": "medium", "x264-params": "mbtree=0"}
+        options = {"crf": str(crf), "preset": "medium", "x264-params": "mbtree=0"}
     muxer_options = {"fflags": "+bitexact"}  # neither the library's version nor random identifiers in the file
     if codec == "h264":
         muxer_options["movflags"] = "+faststart"  # plays while it loads
