@@ -25,6 +25,7 @@ class FeatureExtractor(ABC):
         per_frame: a row of features per frame instead of per clip.
         min_frames: shortest clip that the network takes.
         preprocessing: what is done to the pixels and which reference it follows, in one sentence. Part of `key`.
+        weights: where the weights came from: the name of a file or an id on the Hub.
         weights_hash: hash of the weights, hexadecimal, see `hash_weights`.
     """
 
@@ -33,6 +34,7 @@ class FeatureExtractor(ABC):
     per_frame: bool
     min_frames: int = 1
     preprocessing: str
+    weights: str
     weights_hash: str
 
     def __init__(self, network: nn.Module, device: str | torch.device = "cpu", units_per_forward: int = 1):

@@ -19,7 +19,7 @@ CORRUPTIONS = ("frames shuffled in time", "first frame repeated", "blurred", "no
 
 @dataclass(frozen=True)
 class Preparation:
-    """A chain of steps, each optional, in this order: mp4, resize and crop, JPEG, corruption.
+    """A chain of steps, each optional, in this order: mp4, resize and crop, JPEG, mirroring, corruption.
 
     Attributes:
         resolution: height and width in pixels: short side resized, centre cropped. None leaves the size.
@@ -27,6 +27,7 @@ class Preparation:
             preprocessing. A clip that has the size already is not touched.
         mp4_crf: write the clip as H.264 of this quality and read it again.
         jpeg_quality: store every frame as JPEG and read it again.
+        mirror: swap left and right.
         corruption: one of `CORRUPTIONS`, or None.
     """
 
@@ -34,6 +35,7 @@ class Preparation:
     resize: Literal["antialiased", "lanczos"] = "antialiased"
     mp4_crf: int | None = None
     jpeg_quality: int | None = None
+    mirror: bool = False
     corruption: str | None = None
 
     def __call__(self, frames: np.ndarray, key: str) -> np.ndarray:
@@ -44,6 +46,8 @@ class Preparation:
             frames = self._resized(frames, *self.resolution)
         if self.jpeg_quality is not None:
             frames = np.stack([through_jpeg(frame, self.jpeg_quality) for frame in frames])
+        if self.mirror:
+            frames = np.ascontiguousarray(frames[:, :, ::-1])
         if self.corruption is not None:
             frames = corrupt(frames, self.corruption, key)
         return frames

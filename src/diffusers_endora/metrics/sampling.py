@@ -1,0 +1,98 @@
+"""Sets of generated clips, drawn once: resumable, shared among processes, lossless."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from ..data.video_io import write_video, written_atomically
+from .feature_extractors import hash_weights
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_endora import EndoraPipeline
+
+
+def sample_clips(
+    pipeline: "EndoraPipeline",
+    folder: Path,
+    num_clips: int,
+    seed: int,
+    num_inference_steps: int = 250,
+    timesteps: list[int] | None = None,
+    num_frames: int = 16,
+    batch_size: int = 1,
+) -> Path:
+    """Fills `folder` with `clip_00000.mkv`, ... (FFV1, lossless); clips that are there are not drawn again.
+
+    Clip `i` depends on `seed` and `i` alone, not on the batch, the number of clips or of processes (up to the rounding
+    of batched matrix products). A model with classes draws them in turn: clip `i` has class `i % num_classes`.
+    Processes started together share the work; each returns when all clips are there.
+
+    Args:
+        num_inference_steps, timesteps: as for `EndoraPipeline`.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        ValueError: the folder holds clips of another model or other settings, or the model gives no finite pixels.
+    """
+    state = PartialState()
+    num_classes = pipeline.transformer.config.num_classes
+    settings: dict[str, Any] = {
+        "transformer": hash_weights(pipeline.transformer),
+        "vae": hash_weights(pipeline.vae),
+        "scheduler": type(pipeline.scheduler).__name__,
+        "scheduler_config": {k: str(v) for k, v in pipeline.scheduler.config.items() if not k.startswith("_")},
+        "num_inference_steps": num_inference_steps,
+        "timesteps": timesteps,
+        "num_frames": num_frames,
+        "dtype": str(pipeline.transformer.dtype),
+        "seed": seed,
+    }
+    record = folder / "sampling.json"
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != settings:
+            raise ValueError(f"{folder}: holds clips of another model or other settings; choose another output folder")
+        if not record.is_file() and any(folder.glob("clip_*")):
+            raise ValueError(f"{folder}: holds clips without a sampling.json; choose another output folder")
+        with written_atomically(record) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    state.wait_for_everyone()
+
+    wanted = [(i, folder / f"clip_{i:05d}.mkv") for i in range(num_clips)]
+    missing = [(i, path) for i, path in wanted if not path.is_file()]
+    mine = missing[state.process_index :: state.num_processes]
+    pipeline.set_progress_bar_config(disable=True)
+    hidden = not mine or not state.is_main_process
+    with tqdm(total=len(mine), desc=f"sampling, seed {seed}", unit="clip", disable=hidden) as progress:
+        for first in range(0, len(mine), batch_size):
+            batch = mine[first : first + batch_size]
+            output: Any = pipeline(
+                batch_size=len(batch),
+                num_frames=num_frames,
+                num_inference_steps=num_inference_steps,
+                timesteps=timesteps,
+                class_labels=None if num_classes is None else [i % num_classes for i, _ in batch],
+                generator=[clip_generator(seed, i) for i, _ in batch],
+                output_type="np",
+            )
+            clips = output.frames
+            if not np.isfinite(clips).all():
+                raise ValueError(f"{folder}: the model gives pixels that are not finite; is its precision enough?")
+            for clip, (_, path) in zip((clips * 255).round().astype(np.uint8), batch, strict=True):
+                write_video(path, clip, fps=8, codec="ffv1")
+                progress.update()
+    state.wait_for_everyone()
+    return folder
+
+
+def clip_generator(seed: int, i: int) -> torch.Generator:
+    """The source of noise of clip `i` of a set; sets of different seeds share none."""
+    mixed = np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed) % 2**63)
