@@ -97,7 +97,7 @@ def test_a_bad_clip_ends_the_run_with_its_sentence(tmp_path):
 
 
 def test_corruptions_do_what_they_say():
-    frames = np.random.default_rng(1).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
+    frames = np.random.default_rng(1).integers(0, 256, (16, 128, 128, 3), dtype=np.uint8)
     by_name = {name: corrupt(frames, name, "key") for name in CORRUPTIONS}
     assert all(corrupted.shape == frames.shape for corrupted in by_name.values())
     assert all(not np.array_equal(corrupted, frames) for corrupted in by_name.values())

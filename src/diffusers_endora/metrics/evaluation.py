@@ -359,7 +359,7 @@ def ladder_clips(
     train_videos: list[Video] | None,
     other_corpus: str | os.PathLike[str] | None,
 ) -> LadderClips:
-    """Reference, held-out and other clips, equally many.
+    """Reference, held-out and other clips, equally many, or fewer of the other corpus where it has no more.
 
     The held-out clips are the real ones and the reference those of the training videos where these are given; else the
     real clips are halved.
@@ -385,9 +385,9 @@ def ladder_clips(
     else:
         other = protocol.select_real(open_videos(other_corpus))
         descriptions["other"] = str(other_corpus)
-    size = min(len(reference), len(held_out), len(other))
-    if size < 2:
-        raise ValueError(f"the ladder needs 2 or more clips of {protocol.span} frames in every corpus; found {size}")
+    size = min(len(reference), len(held_out))
+    if min(size, len(other)) < 2:
+        raise ValueError(f"the ladder needs 2 or more clips of {protocol.span} frames in every corpus")
     return LadderClips(reference[:size], held_out[:size], other[:size], descriptions)
 
 
@@ -407,7 +407,7 @@ def measure_ladder(
     for name, features in of_rungs.items():
         spread = spread_of(of_reference, features, protocol, num_resamples)
         value = frechet(of_reference, features, protocol.ddof)
-        climbed.append(Rung(name, value, spread["std"], spread["low"], spread["high"]))
+        climbed.append(Rung(name, value, spread["std"], spread["low"], spread["high"], len(features)))
     wrong = violations(climbed)
     return {
         "network": "i3d",

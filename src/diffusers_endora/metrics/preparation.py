@@ -78,7 +78,7 @@ def corrupt(frames: np.ndarray, corruption: str, key: str) -> np.ndarray:
     """A rung of the reference ladder.
 
     `"frames shuffled in time"`: a random order that is not the given one; `"first frame repeated"`: a still clip;
-    `"blurred"`: a Gaussian of 1/64 of the height (2 pixels at 128), per frame; `"noise"`: uniform random pixels.
+    `"blurred"`: a Gaussian of 1/128 of the height (1 pixel at 128), per frame; `"noise"`: uniform random pixels.
 
     Raises:
         ValueError: there is no such corruption.
@@ -92,7 +92,7 @@ def corrupt(frames: np.ndarray, corruption: str, key: str) -> np.ndarray:
     if corruption == "first frame repeated":
         return np.repeat(frames[:1], len(frames), axis=0)
     if corruption == "blurred":
-        sigma = frames.shape[1] / 64
+        sigma = frames.shape[1] / 128
         return gaussian_filter(frames.astype(np.float32), sigma=(0, sigma, sigma, 0)).round().astype(np.uint8)
     if corruption == "noise":
         return rng.integers(0, 256, frames.shape, dtype=np.uint8)

@@ -25,13 +25,14 @@ OTHER = "other corpus"
 
 @dataclass(frozen=True)
 class Rung:
-    """A distance to the reference clips with its 95 % interval."""
+    """A distance of `num_clips` clips to the reference clips, with its 95 % interval."""
 
     name: str
     value: float
     std: float
     low: float
     high: float
+    num_clips: int
 
 
 def halves(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip]]:
@@ -102,9 +103,9 @@ def violations(rungs: Sequence[Rung]) -> list[str]:
         if rung is floor:
             continue
         if rung.value <= floor.value:
-            found.append(f"{rung.name} ({rung.value:.4g}) is not above the floor ({floor.value:.4g}).")
+            found.append(f"{rung.name} ({rung.value:.0f}) is not above the floor ({floor.value:.0f}).")
         elif rung.low <= floor.high:
             found.append(f"{rung.name} cannot be told from the floor: their 95 % intervals overlap.")
         if rung is not noise and rung.value >= noise.value:
-            found.append(f"{rung.name} ({rung.value:.4g}) is not below noise ({noise.value:.4g}).")
+            found.append(f"{rung.name} ({rung.value:.0f}) is not below noise ({noise.value:.0f}).")
     return found
