@@ -378,7 +378,7 @@ def test_pixels_that_are_not_finite_are_no_clip():
 
 def test_every_help_has_an_example():
     commands = [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
-    assert commands == ["generate", "convert", "export"]
+    assert commands == ["generate", "evaluate", "convert", "export"]
     for command in commands:
         result = CliRunner().invoke(cli.app, [command, "--help"])
         assert result.exit_code == 0
