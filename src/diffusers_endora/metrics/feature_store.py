@@ -61,6 +61,7 @@ class FeatureStore:
         state = PartialState()
         keys = [self._key(clip, preparation) for clip in clips]
         stored = self._stored()
+        state.wait_for_everyone()  # before a process adds a part, so that all see the same clips missing
         missing = {key: clip for key, clip in zip(keys, clips, strict=True) if key not in stored}
         mine = list(missing.items())[state.process_index :: state.num_processes]
         hidden = not missing or not state.is_main_process
