@@ -261,7 +261,7 @@ def evaluate(
         str | None, typer.Option("--videomae_model", help="Folder or Hub id of a VideoMAE, for cd_fvd.")
     ] = None,
     dino_model: Annotated[
-        str | None, typer.Option("--dino_model", help="Folder or Hub id of a DINO, DINOv2 or DINOv3, for fdd.")
+        str | None, typer.Option("--dino_model", help="Folder or Hub id of a DINO or DINOv2, for fdd.")
     ] = None,
     cache_dir: Annotated[
         Path | None, typer.Option("--cache_dir", help="Where features are kept; default: the Hugging Face cache.")
@@ -284,10 +284,10 @@ def evaluate(
         raise ValueError(f"--output {output}: is a file; expected a folder.")
 
     import diffusers
-    from accelerate import PartialState
 
     from .metrics.evaluation import evaluate as compare
     from .metrics.evaluation import load_extractors
+    from .metrics.processes import shared_state
     from .metrics.protocols import PROTOCOLS
 
     # 1. The protocol and the networks: what is wrong with them shows before any work
@@ -302,7 +302,7 @@ def evaluate(
     if num_clips is not None:
         chosen = chosen.changed(num_clips_of_frames=num_clips)
     names = [*(metrics or []), *(more_metrics or [])] or ["fvd", "kvd", "prdc"]
-    state = PartialState(cpu=device == "cpu")
+    state = shared_state(cpu=device == "cpu")
     target = state.device if device is None else device
     extractors = load_extractors(
         names if fake is not None else [],

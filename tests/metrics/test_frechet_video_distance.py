@@ -12,15 +12,16 @@ import torch
 pytest.importorskip("scipy")
 pytest.importorskip("torchmetrics")
 
+from tiny import MeanAndStep, make_clips
+
 from diffusers_endora.metrics import FrechetVideoDistance
-from diffusers_endora.metrics.feature_extractors import FeatureExtractor
 from diffusers_endora.metrics.frechet_distance import RankDeficientWarning, frechet_distance_of_features
 
 SCRIPT = """
 import sys
 import numpy as np, torch, torch.distributed as dist
 sys.path.insert(0, sys.argv[1])
-from test_frechet_video_distance import MeanAndStep, make_clips
+from tiny import MeanAndStep, make_clips
 from diffusers_endora.metrics import FrechetVideoDistance
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -33,26 +34,6 @@ assert fvd.real_count.ndim == 0 and int(fvd.real_count) == len(make_clips(0)[ran
 if rank == 1:
     print(repr(value))
 """
-
-
-class MeanAndStep(FeatureExtractor):
-    """Mean colour, and mean difference of successive frames."""
-
-    name, outputs, weights_hash, preprocessing, per_frame = "mean-and-step", {"features": 6}, "0", "none", False
-
-    def __init__(self):
-        super().__init__(torch.nn.Identity())
-
-    def forward(self, units: torch.Tensor) -> dict[str, torch.Tensor]:
-        clips = units.float()
-        steps = clips.diff(dim=1).abs().mean(dim=(1, 2, 3))
-        return {"features": torch.cat([clips.mean(dim=(1, 2, 3)), steps], dim=1)}
-
-
-def make_clips(seed: int, num_clips: int = 21) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    low = rng.integers(0, 100, (num_clips, 1, 1, 1, 3))
-    return (low + rng.integers(0, 100 + 50 * seed, (num_clips, 4, 6, 8, 3))).astype(np.uint8)
 
 
 def distance(real: np.ndarray, fake: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import torch
 from diffusers_endora.metrics.inception_score import inception_score
 from diffusers_endora.metrics.kernel_distance import kernel_distance
 from diffusers_endora.metrics.memorisation import audit_memorisation
-from diffusers_endora.metrics.neighbourhood import nearest, precision_recall_density_coverage
+from diffusers_endora.metrics.neighbourhood import jackknife_manifold, nearest, precision_recall_density_coverage
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -125,3 +125,15 @@ def test_bad_features():
             function(x, x * np.nan)
         with pytest.raises(ValueError, match=r"expected the shape \(N, "):
             function(x, x[:, :2])
+
+
+def test_the_spread_of_coverage_is_that_of_repeated_samples():
+    rng = np.random.default_rng(0)
+
+    def sample():
+        return rng.normal(size=(200, 3)), rng.normal(0.5, 1, size=(200, 3))
+
+    repeated = np.std([precision_recall_density_coverage(*sample()).coverage for _ in range(60)], ddof=1)
+    claimed = np.mean([jackknife_manifold(*sample(), seed=i)["coverage"]["std"] for i in range(8)])
+    assert 0.6 < claimed / repeated < 1.7
+    assert jackknife_manifold(*(of[:11] for of in sample())) == {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from ..data.clips import find_videos
@@ -139,21 +140,32 @@ def as_uint8(frames: np.ndarray, name: str) -> np.ndarray:
     return (frames * 255.0).round().astype(np.uint8)
 
 
-def open_videos(source: str | os.PathLike[str] | np.ndarray | Sequence[Any]) -> list[Video]:
+def as_array(clips: np.ndarray | torch.Tensor) -> np.ndarray:
+    """An array or a tensor as an array, channels last: `(B, F, 3, H, W)` is taken as well as `(B, F, H, W, 3)`."""
+    array = clips.detach().cpu().numpy() if isinstance(clips, torch.Tensor) else clips
+    if array.ndim == 5 and array.shape[-1] != 3 and array.shape[2] == 3:
+        array = array.transpose(0, 1, 3, 4, 2)
+    return array
+
+
+def open_videos(source: str | os.PathLike[str] | np.ndarray | torch.Tensor | Sequence[Any]) -> list[Video]:
     """The videos of a source, in natural order of their names. All must be readable.
 
     Args:
         source: a folder (searched recursively) of video files, folders of frames, `.npy` files or Parquet files with a
-            column `video`; a single such file; an array `(N, F, H, W, 3)`; or a list of paths.
+            column `video`; a single such file; clips, see `as_array`, uint8 or floats in [0, 1]; or a list of these.
 
     Raises:
         ValueError: there is nothing there, it holds no video, or one of them cannot be read.
     """
-    if isinstance(source, np.ndarray):
-        check_layout(source, "the array")
-        clips = source[None] if source.ndim == 4 else source
+    if isinstance(source, np.ndarray | torch.Tensor):
+        array = as_array(source)
+        check_layout(array, "the array")
+        clips = array[None] if array.ndim == 4 else array
         return [_of_array(f"clip {i}", clip) for i, clip in enumerate(clips)]
     if not isinstance(source, str | os.PathLike):
+        if not isinstance(source, Sequence):
+            raise ValueError(f"a {type(source).__name__}: expected a path, an array of clips or a list of these")
         videos = [video for item in source for video in open_videos(item)]
         if not videos:
             raise ValueError("an empty list: expected at least one clip")

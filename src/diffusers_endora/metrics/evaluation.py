@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from .clip_sources import LOSSLESS_CODECS, Clip, Video, num_overlapping, open_videos
 from .feature_extractors import FeatureExtractor
@@ -24,8 +23,9 @@ from .frechet_distance import (
 from .inception_score import inception_score
 from .kernel_distance import kernel_distance
 from .memorisation import audit_memorisation
-from .neighbourhood import precision_recall_density_coverage
+from .neighbourhood import jackknife_manifold, precision_recall_density_coverage
 from .preparation import Preparation
+from .processes import shared_state
 from .protocols import STRICT, Protocol
 from .reference_ladder import FLOOR, GENERATED, Rung, halves, ladder_features, phantom_clips, violations
 from .report import write_report
@@ -93,6 +93,9 @@ def evaluate(
         ValueError: something cannot be read or compared; nothing is written then.
     """
     # 1. What is compared
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"metric {name!r}: expected one of {', '.join(METRICS)}")
     if not fake and not ladder:
         raise ValueError("no generated clips: expected some, or a ladder of real clips alone")
     real_videos = open_videos(real)
@@ -101,7 +104,14 @@ def evaluate(
     warnings: list[str] = []
 
     real_clips = protocol.select_real(real_videos)
-    num_too_short = sum(video.num_frames < protocol.span for video in real_videos)
+    is_whole = protocol.takes_whole(real_videos)
+    num_too_short = 0 if is_whole else sum(video.num_frames < protocol.span for video in real_videos)
+    real_stride = "as stored" if is_whole else protocol.stride
+    if is_whole and protocol.span != protocol.num_frames:
+        warnings.append(
+            f"The real videos all have {protocol.num_frames} frames and were taken as clips, whole; their stride is "
+            "not known."
+        )
     if num_too_short:
         warnings.append(
             f"{num_too_short} of {len(real_videos)} real videos have fewer than the {protocol.span} frames that a "
@@ -123,7 +133,7 @@ def evaluate(
     if resolution is None:
         resolution = (first_fake.height, first_fake.width) if first_fake else (128, 128)
     warnings += comparability_warnings(
-        protocol, resolution, real_clips, fake_clips, fake_videos, train_videos, fake_stride
+        protocol, resolution, real_clips, fake_clips, fake_videos, train_videos, real_stride, fake_stride
     )
 
     # 2. Features, of everything, by all processes
@@ -165,7 +175,7 @@ def evaluate(
             stores["i3d"](train_clips, preparation, f"training clips{which}, i3d")["features"][:, 0]
             for preparation, which in ((real_preparation, ""), (mirrored, " mirrored"))
         ]
-    if not PartialState().is_main_process:
+    if not shared_state().is_main_process:
         return {}
 
     # 3. Numbers
@@ -225,7 +235,7 @@ def evaluate(
             "num_frames": protocol.num_frames,
             "seed": protocol.seed,
         },
-        "real": side(str(real) if isinstance(real, str | os.PathLike) else "arrays", real_clips, protocol.stride)
+        "real": side(str(real) if isinstance(real, str | os.PathLike) else "arrays", real_clips, real_stride)
         | {"resolution": list(resolution), "num_too_short": num_too_short},
         "fake": None,
         "networks": {
@@ -358,9 +368,10 @@ def measure(
         scores = [inception_score(rows_of(fake["logits"])) for fake in fakes]
         spread = {"kind": f"{scores[0].num_splits} splits", "std": scores[0].std}
         return [row(name, metric.label, "higher", [score.mean for score in scores], spread)]
-    manifolds = [asdict(precision_recall_density_coverage(rows_of(x), rows_of(fake["features"]))) for fake in fakes]
+    manifolds = [precision_recall_density_coverage(rows_of(x), rows_of(fake["features"])) for fake in fakes]
+    spreads = jackknife_manifold(rows_of(x), rows_of(fakes[0]["features"]), protocol.seed)
     return [
-        row(part, part, "higher", [manifold[part] for manifold in manifolds])
+        row(part, part, "higher", [getattr(manifold, part) for manifold in manifolds], spreads.get(part))
         for part in ("precision", "recall", "density", "coverage")
     ]
 
@@ -420,8 +431,9 @@ def ladder_clips(
         descriptions = {"reference": "clips of the training videos", "held_out": "the real clips"}
     if other_corpus is None:
         size = min(len(reference), len(held_out))
-        other_videos = open_videos(phantom_clips(size, protocol.num_frames, *resolution))
-        other = protocol.select_fake(other_videos, size)
+        with shared_state().main_process_first():
+            folder = phantom_clips(size, protocol.num_frames, *resolution)
+        other = protocol.select_fake(open_videos(folder), size)
         descriptions["other"] = "rendered colons"
     else:
         other = protocol.select_real(open_videos(other_corpus))
@@ -518,6 +530,7 @@ def comparability_warnings(
     fake_clips: list[list[Clip]],
     fake_videos: list[list[Video]],
     train_videos: list[Video] | None,
+    real_stride: str,
     fake_stride: str | None,
 ) -> list[str]:
     """What makes a number mean less than it seems to, in sentences."""
@@ -551,9 +564,9 @@ def comparability_warnings(
         found.append(f"There are {len(clips)} generated clips; {protocol.num_clips} were asked for.")
     if len(clips) != len(real_clips):
         found.append(f"The sides differ in N: {len(real_clips)} real and {len(clips)} generated clips.")
-    if fake_stride is not None and fake_stride != protocol.stride:
+    if fake_stride is not None and real_stride not in (fake_stride, "as stored"):
         found.append(
-            f"The sides differ in stride: real clips have {protocol.stride}, the model was trained at {fake_stride}."
+            f"The sides differ in stride: real clips have {real_stride}, the model was trained at {fake_stride}."
         )
     if longer := sum(video.num_frames > protocol.num_frames for video in videos):
         found.append(

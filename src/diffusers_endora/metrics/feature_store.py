@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
 from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -20,6 +19,7 @@ from ..data.video_io import written_atomically
 from .clip_sources import Clip
 from .feature_extractors import FeatureExtractor
 from .preparation import Preparation
+from .processes import shared_state
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class FeatureStore:
         Raises:
             ValueError, VideoError: a clip cannot be read, or the network cannot take it.
         """
-        state = PartialState()
+        state = shared_state()
         keys = [self._key(clip, preparation) for clip in clips]
         stored = self._stored()
         state.wait_for_everyone()  # before a process adds a part, so that all see the same clips missing

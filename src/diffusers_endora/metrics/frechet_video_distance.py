@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torchmetrics import Metric
 
-from .clip_sources import as_uint8
+from .clip_sources import as_array, as_uint8
 from .feature_extractors import FeatureExtractor
 from .frechet_distance import Moments, frechet_distance
 from .i3d import I3DFeatures
@@ -64,9 +64,7 @@ class FrechetVideoDistance(Metric):
         Raises:
             ValueError: clips of another layout or range, pixels that are not finite, or too few frames.
         """
-        array = clips.detach().cpu().numpy() if isinstance(clips, torch.Tensor) else np.asarray(clips)
-        if array.ndim == 5 and array.shape[-1] != 3 and array.shape[2] == 3:
-            array = array.transpose(0, 1, 3, 4, 2)
+        array = as_array(clips)
         if array.ndim != 5 or array.shape[-1] != 3 or 0 in array.shape:
             raise ValueError(f"clips: expected (B, F, H, W, 3) or (B, F, 3, H, W), got {array.shape}")
         if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):

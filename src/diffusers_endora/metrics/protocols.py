@@ -92,8 +92,18 @@ class Protocol:
             if value != getattr(original, field) and field not in ("steps", "seed")
         }
 
+    def takes_whole(self, videos: list[Video]) -> bool:
+        """Whether a corpus is of clips already: all have `num_frames` frames, and no stride was asked for."""
+        return (
+            self.real_clips == "fixed offsets"
+            and self.frame_interval is None
+            and all(video.num_frames == self.num_frames for video in videos)
+        )
+
     def select_real(self, videos: list[Video]) -> list[Clip]:
         """The real clips of a corpus; videos that are too short for one give none."""
+        if self.takes_whole(videos):
+            return clips_at_fixed_offsets(videos, self.num_clips, self.num_frames, self.num_frames)
         if self.real_clips == "one per video":
             return one_clip_per_video(videos, self.num_frames, self.seed)[: self.num_clips]
         return clips_at_fixed_offsets(videos, self.num_clips, self.num_frames, self.span)
@@ -102,7 +112,7 @@ class Protocol:
         """The first generated clips."""
         return whole_clips(videos, self.num_frames)[:num_clips]
 
-    def preparation(self, resolution: tuple[int, int], is_fake: bool, codec: str) -> Preparation:
+    def preparation(self, resolution: tuple[int, int] | None, is_fake: bool, codec: str) -> Preparation:
         """What is done to the clips of one side, stored with `codec`."""
         through_mp4 = is_fake and codec != "h264"
         return Preparation(
@@ -117,7 +127,8 @@ STRICT = Protocol(
     name="endora-strict",
     steps=(
         "Real clips lie at fixed offsets, spread evenly over all videos, without overlap as long as there is room.",
-        "Real clips have the stride of the training clips: 16 frames spread over a window of 48, unless changed.",
+        "Real clips have the stride of the training clips: 16 frames spread over a window of 48, unless changed. "
+        "Videos that all have 16 frames are clips already and are taken whole.",
         "Real clips are resized (bilinear, antialiased) until they cover the resolution of the generated clips, and "
         "the centre is cropped; generated clips are not touched. No codec comes between either side and the network.",
         "Covariances are unbiased (divided by N - 1).",

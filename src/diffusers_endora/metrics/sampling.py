@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from ..data.video_io import write_video, written_atomically
 from .feature_extractors import hash_weights
+from .processes import shared_state
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_endora import EndoraPipeline
@@ -41,7 +41,7 @@ def sample_clips(
     Raises:
         ValueError: the folder holds clips of another model or other settings, or the model gives no finite pixels.
     """
-    state = PartialState()
+    state = shared_state()
     num_classes = pipeline.transformer.config.num_classes
     settings: dict[str, Any] = {
         "transformer": hash_weights(pipeline.transformer),
