@@ -6,9 +6,13 @@ from typing import Any
 import datasets
 import evaluate
 
+from .clip_sources import open_videos
 from .evaluation import evaluate as compare
 from .evaluation import load_extractors
-from .protocols import PROTOCOLS, STRICT
+from .feature_extractors import FeatureExtractor
+from .feature_store import FeatureStore
+from .inception_score import inception_score
+from .protocols import PROTOCOLS, STRICT, Protocol
 
 CITATION = """\
 @inproceedings{li2024endora,
