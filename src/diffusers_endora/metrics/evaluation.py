@@ -1,10 +1,12 @@
 """One evaluation: real clips, generated clips, a protocol and metrics in; a report out."""
 
+import json
 import os
 import sys
 import warnings as python_warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -257,6 +259,7 @@ def evaluate(
             "resolution": list(resolution),
             "num_too_short": 0,
             "num_sets": len(fake),
+            "sampling": sampling_of(fake[0]),
         }
     if output_dir is not None:
         pictures: dict[str, np.ndarray | None] = {"real_clips": None, "fake_clips": None, "closest_pairs": None}
@@ -505,6 +508,20 @@ def side(source: str, clips: Sequence[Clip], stride: str) -> dict[str, Any]:
         "codec": sorted({video.codec for video in videos}),
         "num_overlapping": num_overlapping(clips),
     }
+
+
+def sampling_of(source: Any) -> str | None:
+    """How clips were sampled, where `sample_clips` left a record beside them."""
+    if not isinstance(source, str | os.PathLike):
+        return None
+    record = Path(source) / "sampling.json"
+    if not record.is_file():
+        return None
+    settings = json.loads(record.read_text(encoding="utf-8"))
+    return (
+        f"{settings['scheduler']}, {settings['num_inference_steps']} network calls, {settings['dtype']}, transformer "
+        f"{settings['transformer'][:16]}, VAE {settings['vae'][:16]}"
+    )
 
 
 def describe(clip: Clip) -> str:

@@ -198,6 +198,7 @@ def method_section(report: dict[str, Any]) -> str:
         "source": "source",
         "num_clips": "clips",
         "num_sets": "sets (seeds)",
+        "sampling": "sampled by",
         "num_videos": "videos",
         "num_frames": "frames a clip",
         "stride": "stride",
@@ -210,7 +211,8 @@ def method_section(report: dict[str, Any]) -> str:
     for fact, label in facts.items():
         cells = []
         for of_side in (real, fake):
-            value = of_side.get(fact, "-")
+            value = of_side.get(fact)
+            value = "-" if value is None else value
             cells.append(", ".join(map(str, value)) if isinstance(value, list) else str(value))
         lines.append(f"| {label} | {cells[0]} | {cells[1]} |")
     lines += ["", "| network | weights | SHA-256 of the weights | preprocessing |", "|---|---|---|---|"]

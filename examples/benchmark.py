@@ -1,0 +1,292 @@
+"""Many models on many corpora: the tables of a paper, as markdown, csv and a picture.
+
+    python examples/benchmark.py benchmark.yaml
+
+The file names corpora, models and, where one table of all is not enough, tables:
+
+    output: benchmark                # relative paths start at the file's folder
+    corpora:
+      Colonoscopic: {real: colonoscopic/test, train: colonoscopic/train}
+      Kvasir-Capsule: {real: capsule/test}
+    models:                          # pipeline folders, Hub ids, or folders of clips of other methods
+      StyleGAN-V: {Colonoscopic: stylegan_v/colonoscopic, Kvasir-Capsule: stylegan_v/capsule}
+      Endora: {Colonoscopic: endora-colonoscopic, Kvasir-Capsule: endora-capsule}
+      Endora without prior: {Colonoscopic: endora-no-prior}
+    tables:
+      Table 1: [StyleGAN-V, Endora]
+      Table 3: [Endora without prior, Endora]
+    options: {protocol: endora-strict, metrics: [fvd, kvd, prdc], num_clips: 2048}
+
+`options` are those of `endora evaluate`. Each pair of model and corpus gets its full report in `output`; a pair that
+fails says why in its row, and the others go on. What is sampled or computed is kept: a second run repeats nothing.
+Several processes share the work: `accelerate launch examples/benchmark.py benchmark.yaml`.
+"""
+
+import argparse
+import csv
+import inspect
+import json
+import logging
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffusers_endora import cli
+from diffusers_endora.data.video_io import written_atomically
+from diffusers_endora.metrics.processes import shared_state
+from diffusers_endora.metrics.report import new_figure, number, save_figure
+
+logger = logging.getLogger("benchmark")
+
+PATHS = {"cache_dir", "dino_model", "i3d_weights", "inception_weights", "other_corpus", "videomae_model"}
+OPTIONS = set(inspect.signature(cli.evaluate).parameters) - {"real", "fake", "train", "output", "more_metrics"}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a yaml file asks for."""
+
+    output: Path
+    corpora: dict[str, dict[str, str]]
+    models: dict[str, dict[str, str]]
+    tables: dict[str, list[str]]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One model on one corpus: the rows of its report, or why there is none."""
+
+    rows: dict[str, dict[str, Any]]
+    error: str | None = None
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """Reads and checks a yaml file.
+
+    Raises:
+        ValueError: it is no yaml, lacks something or names something that is not known.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as yaml ({' '.join(str(error).split())})") from error
+    known = {"output", "corpora", "models", "tables", "options"}
+    if not isinstance(content, dict) or not {"corpora", "models"} <= set(content) <= known:
+        raise ValueError(f"{path}: expected corpora and models, and perhaps output, tables and options")
+    corpora, models = content["corpora"], content["models"]
+    for kind, entries in (("corpora", corpora), ("models", models)):
+        if not isinstance(entries, dict) or not entries or not all(isinstance(of, dict) for of in entries.values()):
+            raise ValueError(f"{path}: {kind}: expected names, each with its paths")
+    for name, corpus in corpora.items():
+        if "real" not in corpus or not set(corpus) <= {"real", "train"}:
+            raise ValueError(f"{path}: corpus {name}: expected real and perhaps train, got {', '.join(corpus)}")
+    for name, sources in models.items():
+        if other := sorted(set(sources) - set(corpora)):
+            raise ValueError(f"{path}: model {name}: {other[0]} is none of the corpora ({', '.join(corpora)})")
+    tables = content.get("tables") or {"Benchmark": list(models)}
+    for name, rows in tables.items():
+        if other := [row for row in rows if row not in models]:
+            raise ValueError(f"{path}: table {name}: {other[0]} is none of the models ({', '.join(models)})")
+    options = content.get("options") or {}
+    if other := sorted(set(options) - OPTIONS):
+        raise ValueError(f"{path}: option {other[0]}: expected one of {', '.join(sorted(OPTIONS))}")
+    return Benchmark(path.parent / content.get("output", "benchmark"), corpora, models, tables, options)
+
+
+def locate(source: str, folder: Path) -> str:
+    """A path relative to the yaml file's folder; what is not there stays as it is, and may be a Hub id."""
+    return str(folder / source) if (folder / source).exists() else source
+
+
+def run(benchmark: Benchmark, folder: Path) -> dict[tuple[str, str], Outcome]:
+    """Evaluates every model on every corpus that it has clips of."""
+    outcomes = {}
+    needed = {model for rows in benchmark.tables.values() for model in rows}
+    for model in (name for name in benchmark.models if name in needed):
+        for corpus, source in benchmark.models[model].items():
+            options: dict[str, Any] = dict(benchmark.options)
+            options |= {name: locate(options[name], folder) for name in PATHS & options.keys()}
+            options |= {name: locate(path, folder) for name, path in benchmark.corpora[corpus].items()}
+            output = benchmark.output / "reports" / slug(model) / slug(corpus)
+            try:
+                cli.evaluate(fake=locate(source, folder), output=output, **options)
+            except Exception as error:  # whatever it is, the other models go on
+                logger.exception("%s on %s failed", model, corpus)
+                outcomes[model, corpus] = Outcome({}, " ".join(f"{error}".split()) or type(error).__name__)
+                continue
+            if shared_state().is_main_process:
+                report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+                outcomes[model, corpus] = Outcome({row["metric"]: row for row in report["results"]})
+    return outcomes
+
+
+def slug(name: str) -> str:
+    """A name as a folder: letters, digits, `-`, `_` and `.`."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "_"
+
+
+def spread(row: dict[str, Any]) -> tuple[float | None, str]:
+    """Standard deviation over seeds, else whatever the metric has."""
+    if row["std_over_seeds"] is not None:
+        return row["std_over_seeds"], f"{len(row['per_seed'])} seeds"
+    return (row["spread"]["std"], row["spread"]["kind"]) if row["spread"] else (None, "")
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def columns(rows: list[str], corpora: list[str], outcomes: dict[tuple[str, str], Outcome]) -> list[tuple[str, str]]:
+    """Pairs of corpus and metric, as far as any model has them."""
+    found = []
+    for corpus in corpora:
+        of_corpus = [outcomes[model, corpus] for model in rows if (model, corpus) in outcomes]
+        metrics = dict.fromkeys(metric for outcome in of_corpus for metric in outcome.rows)
+        found += [(corpus, metric) for metric in metrics]
+        if of_corpus and not metrics:
+            found.append((corpus, ""))  # all failed
+    return found
+
+
+def cells(
+    rows: list[str], cols: list[tuple[str, str]], outcomes: dict[tuple[str, str], Outcome]
+) -> list[list[tuple[str, bool]]]:
+    """Texts with whether they are the best of their column; a failure is told in the first column of its corpus."""
+    best = {}
+    for corpus, metric in cols:
+        present = [
+            (outcomes[model, corpus].rows[metric], model)
+            for model in rows
+            if (model, corpus) in outcomes and metric in outcomes[model, corpus].rows
+        ]
+        if len(present) > 1:
+            choose = min if present[0][0]["better"] == "lower" else max
+            best[corpus, metric] = choose(present, key=lambda entry: entry[0]["value"])[1]
+    table = []
+    for model in rows:
+        line: list[tuple[str, bool]] = []
+        told = set()
+        for corpus, metric in cols:
+            outcome = outcomes.get((model, corpus))
+            if outcome is None:
+                line.append(("-", False))
+            elif metric in outcome.rows:
+                row = outcome.rows[metric]
+                std, _ = spread(row)
+                text = number(row["value"]) + ("" if std is None else f" ± {number(std)}")
+                line.append((text, best.get((corpus, metric)) == model))
+            else:
+                line.append(("-" if corpus in told else f"failed: {outcome.error}", False))
+                told.add(corpus)
+        table.append(line)
+    return table
+
+
+def header(col: tuple[str, str], outcomes: dict[tuple[str, str], Outcome]) -> str:
+    """`corpus, metric` with an arrow to where it gets better."""
+    corpus, metric = col
+    if not metric:
+        return corpus
+    row = next(
+        outcome.rows[metric] for (_, of), outcome in outcomes.items() if of == corpus and metric in outcome.rows
+    )
+    return f"{corpus}, {row['label']} {'↓' if row['better'] == 'lower' else '↑'}"
+
+
+def write_table(name: str, rows: list[str], benchmark: Benchmark, outcomes: dict[tuple[str, str], Outcome]) -> None:
+    """Writes one table as `.md`, `.csv` and `.png`."""
+    cols = columns(rows, list(benchmark.corpora), outcomes)
+    headers = [header(col, outcomes) for col in cols]
+    texts = cells(rows, cols, outcomes)
+    path = benchmark.output / f"{slug(name)}.md"
+
+    lines = ["| | " + " | ".join(headers) + " |", "|---" * (len(cols) + 1) + "|"]
+    for model, line in zip(rows, texts, strict=True):
+        shown = [f"**{text}**" if is_best else text.replace("|", "\\|") for text, is_best in line]
+        lines.append(f"| {model} | " + " | ".join(shown) + " |")
+    kinds = {
+        f"{row['label']}: {spread(row)[1]}"
+        for outcome in outcomes.values()
+        for row in outcome.rows.values()
+        if spread(row)[1]
+    }
+    note = f"Mean ± spread ({'; '.join(sorted(kinds))}). Best in bold. Protocol and warnings: see reports/."
+    with written_atomically(path) as temporary:
+        temporary.write_text("\n".join([f"# {name}", "", *lines, "", note]) + "\n", encoding="utf-8")
+
+    with written_atomically(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            [
+                "model",
+                "corpus",
+                "metric",
+                "value",
+                "spread",
+                "spread_kind",
+                "infinity",
+                "num_real",
+                "num_fake",
+                "error",
+            ]
+        )
+        for model in rows:
+            for corpus in benchmark.corpora:
+                outcome = outcomes.get((model, corpus))
+                if outcome is None:
+                    continue
+                for metric, row in outcome.rows.items():
+                    infinity = row["infinity"]["value"] if row["infinity"] else None
+                    counts = row["num_real"], row["num_fake"]
+                    writer.writerow([model, corpus, metric, row["value"], *spread(row), infinity, *counts, ""])
+                if outcome.error is not None:
+                    writer.writerow([model, corpus, *[""] * 7, outcome.error])
+
+    short = [[text if len(text) <= 40 else text[:37] + "..." for text, _ in line] for line in texts]
+    widths = [max(map(len, [head, *column])) for head, column in zip(headers, zip(*short, strict=True), strict=True)]
+    widths.insert(0, max(map(len, rows)))
+    figure, axes = new_figure(0.085 * (sum(widths) + 3 * len(widths)), 0.3 * (len(rows) + 1) + 0.1)
+    axes.axis("off")
+    drawn = axes.table(
+        [[model, *line] for model, line in zip(rows, short, strict=True)],
+        colLabels=["", *headers],
+        colWidths=[(width + 3) / (sum(widths) + 3 * len(widths)) for width in widths],
+        cellLoc="center",
+        bbox=[0, 0, 1, 1],
+        edges="horizontal",
+    )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(9)
+    for (i, j), cell in drawn.get_celld().items():
+        if j == 0 or (i > 0 and texts[i - 1][j - 1][1]):
+            cell.get_text().set_weight("bold" if j else "normal")
+        if j == 0:
+            cell.get_text().set_horizontalalignment("left")
+    save_figure(figure, path.with_suffix(".png"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("benchmark", type=Path, help="A yaml file, see the head of this script.")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        benchmark = read_benchmark(arguments.benchmark)
+    except ValueError as error:
+        print(f"benchmark: error: {error}", file=sys.stderr)
+        return 1
+    benchmark.output.mkdir(parents=True, exist_ok=True)
+    outcomes = run(benchmark, arguments.benchmark.parent)
+    if shared_state().is_main_process:
+        for name, rows in benchmark.tables.items():
+            write_table(name, rows, benchmark, outcomes)
+            print((benchmark.output / f"{slug(name)}.md").read_text(encoding="utf-8"))
+    return 0 if any(outcome.rows for outcome in outcomes.values()) or not shared_state().is_main_process else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

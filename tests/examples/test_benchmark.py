@@ -1,0 +1,128 @@
+"""The benchmark script: tables from a yaml file, a failure in its row, nothing computed twice."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+pytest.importorskip("yaml")
+
+from diffusers_endora.metrics import evaluation
+from diffusers_endora.metrics.feature_extractors import FeatureExtractor
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "benchmark.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class MeanColour(FeatureExtractor):
+    name, outputs, per_frame = "mean-colour", {"features": 3}, False
+    weights, weights_hash, preprocessing = "none", "0", "none"
+    num_calls = 0
+
+    def __init__(self):
+        import torch
+
+        super().__init__(torch.nn.Identity())
+
+    def forward(self, units):
+        MeanColour.num_calls += 1
+        return {"features": units.float().mean(dim=(1, 2, 3))}
+
+
+YAML = """
+output: out
+corpora:
+  Red: {real: red}
+  Blue: {real: blue, train: train}
+models:
+  Good model: {Red: good_red, Blue: good_blue}
+  Bad model: {Red: bad_red, Blue: bad_blue}
+  Broken: {Red: broken}
+tables:
+  Table 1: [Broken, Bad model, Good model]
+  Table 3: [Good model]
+options: {metrics: [fvd, prdc], num_clips: 12, num_frames: 4, num_resamples: 5, cache_dir: CACHE}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "load_extractors", lambda *_: {"i3d": MeanColour()})
+    rng = np.random.default_rng(0)
+    colours = {"red": (150, 50, 50), "blue": (50, 50, 150), "train": (50, 50, 150)}
+    colours |= {"good_red": (148, 50, 50), "good_blue": (50, 52, 150)}
+    colours |= {"bad_red": (90, 50, 90), "bad_blue": (50, 120, 150)}
+    for name, colour in colours.items():
+        (tmp_path / name).mkdir()
+        clips = np.array(colour) + rng.integers(-20, 20, (12, 1, 1, 1, 3)) + rng.integers(-9, 9, (12, 4, 16, 16, 3))
+        np.save(tmp_path / name / "clips.npy", clips.astype(np.uint8))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.mp4").write_text("no | video")
+    (tmp_path / "benchmark.yaml").write_text(YAML.replace("CACHE", str(tmp_path / "cache")))
+    return tmp_path
+
+
+def run(benchmark, monkeypatch, path: Path) -> int:
+    monkeypatch.setattr("sys.argv", ["benchmark.py", str(path)])
+    return benchmark.main()
+
+
+def test_tables(benchmark, folder, monkeypatch, caplog):
+    assert run(benchmark, monkeypatch, folder / "benchmark.yaml") == 0
+    lines = (folder / "out" / "Table_1.md").read_text().splitlines()
+    assert lines[2].startswith("| | Red, FVD ↓ | Red, precision ↑ |")
+    assert lines[4].startswith("| Broken | failed: ")
+    assert "a.mp4" in lines[4]
+    assert lines[4].endswith("| - | - | - | - | - | - | - | - | - |")
+    assert lines[5].startswith("| Bad model | ")
+    assert "**" not in lines[5].split("|")[2]
+    assert lines[6].split("|")[2].strip().startswith("**")
+    assert " ± " in lines[6].split("|")[2]
+    assert len((folder / "out" / "Table_3.md").read_text().splitlines()) == 7
+
+    rows = list(csv.DictReader((folder / "out" / "Table_1.csv").open()))
+    fvd = {(row["model"], row["corpus"]): float(row["value"]) for row in rows if row["metric"] == "fvd"}
+    assert set(fvd) == {(model, corpus) for model in ("Bad model", "Good model") for corpus in ("Red", "Blue")}
+    for corpus in ("Red", "Blue"):
+        assert fvd["Good model", corpus] < fvd["Bad model", corpus]
+    assert [row["model"] for row in rows if row["error"]] == ["Broken"]
+    assert (folder / "out" / "Table_1.png").stat().st_size > 5000
+    assert (folder / "out" / "reports" / "Good_model" / "Blue" / "report.md").is_file()
+    assert "Broken on Red failed" in caplog.text
+
+    calls = MeanColour.num_calls
+    before = (folder / "out" / "Table_1.md").read_text()
+    assert run(benchmark, monkeypatch, folder / "benchmark.yaml") == 0
+    assert MeanColour.num_calls == calls > 0
+    assert (folder / "out" / "Table_1.md").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("corpora:", "corpuses:", "expected corpora and models"),
+        ("{real: red}", "{fake: red}", "corpus Red: expected real"),
+        ("{Red: broken}", "{Green: broken}", "Green is none of the corpora"),
+        ("[Good model]", "[Best model]", "Best model is none of the models"),
+        ("num_clips", "num_clip", "option num_clip: expected one of"),
+        ("corpora:", "corpora: [", "cannot be read as yaml"),
+    ],
+)
+def test_mistakes_in_the_file_get_one_sentence(benchmark, folder, monkeypatch, capsys, old, new, message):
+    path = folder / "benchmark.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    assert run(benchmark, monkeypatch, path) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (folder / "out").exists()
