@@ -477,6 +477,15 @@ def test_evaluate_errors_leave_nothing_behind(refused, tmp_path, offline_cache, 
     assert not out.exists()
 
 
+def test_evaluate_says_what_to_install(refused, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("diffusers_endora.metrics")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    error = refused("evaluate", "--real", tmp_path, "--fake", tmp_path, "--output", tmp_path / "out")
+    assert 'pip install "diffusers-endora[metrics]"' in error
+
+
 def test_evaluate_without_generated_clips_needs_a_ladder(refused, tmp_path, offline_cache):
     np.save(tmp_path / "clips.npy", moving_clips(0))
     assert "no generated clips" in refused("evaluate", "--real", tmp_path / "clips.npy", "--output", tmp_path / "out")

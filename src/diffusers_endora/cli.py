@@ -285,8 +285,11 @@ def evaluate(
 
     import diffusers
 
-    from .metrics.evaluation import evaluate as compare
-    from .metrics.evaluation import load_extractors
+    try:
+        from .metrics.evaluation import evaluate as compare
+        from .metrics.evaluation import load_extractors
+    except ModuleNotFoundError as error:
+        raise ValueError(f'needs {error.name}: pip install "diffusers-endora[metrics]"') from error
     from .metrics.processes import shared_state
     from .metrics.protocols import PROTOCOLS
     from .metrics.report import with_spread

@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("scipy")
+pytest.importorskip("sklearn")
+pytest.importorskip("torchmetrics")
+
 from diffusers_endora.metrics.clip_sources import open_videos, whole_clips
 from diffusers_endora.metrics.feature_extractors import FeatureExtractor
 from diffusers_endora.metrics.feature_store import FeatureStore

@@ -4,6 +4,9 @@ import warnings
 
 import numpy as np
 import pytest
+
+pytest.importorskip("scipy")
+
 from scipy.linalg import sqrtm
 
 from diffusers_endora.metrics.frechet_distance import (

@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("scipy")
+pytest.importorskip("sklearn")
+pytest.importorskip("torchmetrics")
+
 from diffusers_endora.metrics.inception_score import inception_score
 from diffusers_endora.metrics.kernel_distance import kernel_distance
 from diffusers_endora.metrics.memorisation import audit_memorisation
