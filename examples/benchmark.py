@@ -19,7 +19,7 @@ The file names corpora, models and, where one table of all is not enough, tables
 
 `options` are those of `endora evaluate`. Each pair of model and corpus gets its full report in `output`; a pair that
 fails says why in its row, and the others go on. What is sampled or computed is kept: a second run repeats nothing.
-Several processes share the work: `accelerate launch examples/benchmark.py benchmark.yaml`.
+Several processes share the work: `torchrun --nproc_per_node 2 examples/benchmark.py benchmark.yaml`.
 """
 
 import argparse

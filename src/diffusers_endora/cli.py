@@ -273,7 +273,8 @@ def evaluate(
     """Compare generated clips with real ones, and say how much the numbers mean.
 
     Writes report.md, report.json and pictures. What was interrupted goes on where it stopped; features are kept and
-    used again. Several processes share the work: `accelerate launch --no_python endora evaluate ...`.
+    used again. Several processes, on GPUs or CPUs, share the work: `torchrun --nproc_per_node 2 --no_python endora
+    evaluate ...`, or `accelerate launch --multi_gpu --no_python endora evaluate ...`.
 
     \b
     Example:
