@@ -158,3 +158,13 @@ def test_bad_features():
         Moments.of(x[:0])
     with pytest.raises(ValueError, match="num_resamples=1"):
         bootstrap_frechet_distance(x[:, None], x[:, None], num_resamples=1)
+
+
+@pytest.mark.parametrize(("num_x", "num_y"), [(6, 6), (6, 40), (6, 500), (500, 6), (30, 500)])
+def test_from_features_and_from_moments_are_the_same(num_x, num_y):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(num_x, 12)), rng.normal(0.3, 1.2, size=(num_y, 12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RankDeficientWarning)
+        expected = frechet_distance(Moments.of(x), Moments.of(y))
+    assert frechet_distance_of_features(x, y) == pytest.approx(expected, rel=1e-9)

@@ -7,6 +7,7 @@ arXiv 1812.01717).
 
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,11 +131,7 @@ def frechet_distance(x: Moments, y: Moments, ddof: int = 1) -> float:
             RankDeficientWarning,
             stacklevel=2,
         )
-    lower, failed = torch.linalg.cholesky_ex(first)
-    if is_deficient or failed:
-        trace_of_root = torch.linalg.svdvals(_factor(first).T @ _factor(second)).sum()
-    else:
-        trace_of_root = torch.linalg.eigvalsh(lower.T @ second @ lower).clamp(min=0).sqrt().sum()
+    trace_of_root = _trace_of_root(first, second, is_deficient)
     return _distance(x.mean - y.mean, first.trace() + second.trace(), trace_of_root)
 
 
@@ -149,36 +146,66 @@ def frechet_distance_of_features(x: np.ndarray, y: np.ndarray, ddof: int = 1) ->
     """
     check_features(x, "features")
     check_features(y, "features", width=x.shape[1])
-    ones = [np.ones(len(features)) for features in (x, y)]
-    return _weighted_distance(_as_double(x), ones[0], _as_double(y), ones[1], ddof)
+    return _weighted_distance(x, np.ones(len(x)), y, np.ones(len(y)), ddof)
 
 
-def _weighted_distance(
-    x: torch.Tensor, x_weights: np.ndarray, y: torch.Tensor, y_weights: np.ndarray, ddof: int
-) -> float:
+def _weighted_distance(x: np.ndarray, x_weights: np.ndarray, y: np.ndarray, y_weights: np.ndarray, ddof: int) -> float:
     """Frechet distance where row `i` counts `weights[i]` times."""
-    means, factors = [], []
-    for features, weights in ((x, x_weights), (y, y_weights)):
-        total = weights.sum()
-        if total < 2:
-            raise ValueError(f"{total:.0f} rows of features: a covariance needs 2 or more")
-        present = torch.from_numpy(np.flatnonzero(weights))
-        weight = torch.from_numpy(weights)[present][:, None]
-        rows = features[present]
-        mean = (rows * weight).sum(0) / total
-        means.append(mean)
-        factors.append((rows - mean) * (weight / (total - ddof)).sqrt())
-    trace = sum(factor.square().sum() for factor in factors)
-    if min(len(factor) for factor in factors) <= x.shape[1]:
+    for weights in (x_weights, y_weights):
+        if weights.sum() < 2:
+            raise ValueError(f"{weights.sum():.0f} rows of features: a covariance needs 2 or more")
+    sides = [_WeightedRows(x, x_weights, ddof), _WeightedRows(y, y_weights, ddof)]
+    means = [side.mean() for side in sides]
+    numbers = sorted(len(side.rows) for side in sides)
+    is_deficient = numbers[0] <= x.shape[1]
+    if is_deficient and numbers[1] <= 4 * x.shape[1]:
+        factors = [side.factor(mean) for side, mean in zip(sides, means, strict=True)]
+        trace = sum(factor.square().sum() for factor in factors)
         root = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
     else:
-        first, second = (factor.T @ factor for factor in factors)
-        lower, failed = torch.linalg.cholesky_ex(first)
-        if failed:
-            root = torch.linalg.svdvals(_factor(first).T @ _factor(second)).sum()
-        else:
-            root = torch.linalg.eigvalsh(lower.T @ second @ lower).clamp(min=0).sqrt().sum()
+        first, second = (side.covariance(mean) for side, mean in zip(sides, means, strict=True))
+        trace = first.trace() + second.trace()
+        root = _trace_of_root(first, second, is_deficient)
     return _distance((means[0] - means[1]).numpy(), trace, root)
+
+
+class _WeightedRows:
+    """Rows of features with how often each counts, made double a few at a time."""
+
+    def __init__(self, features: np.ndarray, weights: np.ndarray, ddof: int):
+        self.features = features
+        self.rows = np.flatnonzero(weights)
+        self.weights = torch.from_numpy(weights[self.rows])[:, None]
+        self.ddof = ddof
+
+    def chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for first in range(0, len(self.rows), _ROWS_AT_A_TIME):
+            part = slice(first, first + _ROWS_AT_A_TIME)
+            yield torch.from_numpy(self.features[self.rows[part]].astype(np.float64)), self.weights[part]
+
+    def mean(self) -> torch.Tensor:
+        total = torch.stack([(rows * weights).sum(0) for rows, weights in self.chunks()]).sum(0)
+        return total / self.weights.sum()
+
+    def factor(self, mean: torch.Tensor) -> torch.Tensor:
+        """A with `A' A` the covariance, a row per row."""
+        scaled = [(rows - mean) * weights.sqrt() for rows, weights in self.chunks()]
+        return torch.cat(scaled) / (self.weights.sum() - self.ddof).sqrt()
+
+    def covariance(self, mean: torch.Tensor) -> torch.Tensor:
+        scatter = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for rows, weights in self.chunks():
+            scaled = (rows - mean) * weights.sqrt()
+            scatter.addmm_(scaled.T, scaled)
+        return scatter / (self.weights.sum() - self.ddof)
+
+
+def _trace_of_root(first: torch.Tensor, second: torch.Tensor, is_deficient: bool) -> torch.Tensor:
+    """`tr((S1 S2)^(1/2))` of covariances."""
+    lower, failed = torch.linalg.cholesky_ex(first)
+    if is_deficient or failed:
+        return torch.linalg.svdvals(_factor(first).T @ _factor(second)).sum()
+    return torch.linalg.eigvalsh(lower.T @ second @ lower).clamp(min=0).sqrt().sum()
 
 
 def _distance(difference: np.ndarray, trace: torch.Tensor | float, trace_of_root: torch.Tensor) -> float:
@@ -194,10 +221,6 @@ def _factor(covariance: torch.Tensor) -> torch.Tensor:
 
 def _gram(rows: np.ndarray) -> np.ndarray:
     return (torch.from_numpy(rows).T @ torch.from_numpy(rows)).numpy()
-
-
-def _as_double(features: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(features.astype(np.float64))
 
 
 def check_features(features: np.ndarray, name: str, width: int | None = None) -> None:
@@ -246,7 +269,6 @@ def bootstrap_frechet_distance(
         raise ValueError(f"num_resamples={num_resamples}: expected 2 or more")
     flat = [features.reshape(-1, features.shape[-1]) for features in (x, y)]
     value = frechet_distance_of_features(flat[0], flat[1], ddof)
-    doubles = [_as_double(features) for features in flat]
     rng = np.random.default_rng(seed)
     resampled = []
     for _ in range(num_resamples):
@@ -254,7 +276,7 @@ def bootstrap_frechet_distance(
             np.repeat(rng.multinomial(len(of), np.full(len(of), 1 / len(of))), of.shape[1]).astype(np.float64)
             for of in (x, y)
         ]
-        resampled.append(_weighted_distance(doubles[0], weights[0], doubles[1], weights[1], ddof))
+        resampled.append(_weighted_distance(flat[0], weights[0], flat[1], weights[1], ddof))
     std = float(np.std(resampled, ddof=1))
     return Spread(std, max(0.0, value - 1.96 * std), value + 1.96 * std, num_resamples)
 
