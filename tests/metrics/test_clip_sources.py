@@ -64,9 +64,29 @@ def test_parquet_rows(folder):
         {"video": rows}, features=datasets.Features({"video": datasets.Video(decode=False)})
     )
     (folder / "corpus").mkdir()
+    (folder / "small").mkdir()
     dataset.to_parquet(folder / "corpus" / "train-00000-of-00001.parquet")
     videos = open_videos(folder / "corpus")
     np.testing.assert_array_equal(Clip(videos[2], (3, 4)).read(), moving(2)[3:5])
+    dataset.to_parquet(folder / "small" / "a.parquet", batch_size=1)  # a row group per video
+    small = open_videos(folder / "small")
+    np.testing.assert_array_equal(Clip(small[2], (3, 4)).read(), moving(2)[3:5])
+    assert [video.content_hash for video in small] == [video.content_hash for video in videos]
+
+
+def test_parquet_without_videos(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    parquet.write_table(pyarrow.table({"image": [b"0"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: has no readable column 'video' \(it has none\)"):
+        open_videos(tmp_path)
+    parquet.write_table(pyarrow.table({"video": [3]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet\[0\]: expected .*, got int"):
+        open_videos(tmp_path)
+    (tmp_path / "a.parquet").write_text("no parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: has no readable column 'video'"):
+        open_videos(tmp_path)
 
 
 def test_floats_are_rounded_and_checked(tmp_path):

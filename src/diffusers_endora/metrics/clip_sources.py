@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,40 @@ LOSSLESS_CODECS = {"ffv1", "png", "bmp", "npy", "array", "rawvideo", "huffyuv", 
 _PROGRESS_BAR_FROM = 200  # videos
 
 
+@dataclass(frozen=True)
+class ParquetRow:
+    """A video stored in a Parquet file, whose bytes are read when they are needed and not kept."""
+
+    path: Path
+    row_group: int
+    index: int
+
+    def read(self) -> bytes:
+        """The bytes of the video's file."""
+        return row_group_videos(self.path, self.row_group)[self.index]["bytes"]
+
+
+@lru_cache(maxsize=1)
+def row_group_videos(path: Path, row_group: int) -> list[Any]:
+    """The column `video` of a row group; the last one is kept, as clips come video by video."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path).read_row_group(row_group, columns=["video"]).column(0).to_pylist()
+
+
 @dataclass(frozen=True, eq=False)
 class Video:
     """One video of a source, opened but not decoded.
 
     Attributes:
         name: how messages and reports name it.
-        location: a path, bytes, or an array uint8 `(F, H, W, 3)`.
+        location: a path, a row of a Parquet file, or an array uint8 `(F, H, W, 3)`.
         row: number of the clip in a `.npy` file that holds several, else None.
         codec: FFmpeg's name of the codec, the extension of images, `"npy"` or `"array"`.
     """
 
     name: str
-    location: Path | bytes | np.ndarray = field(repr=False)
+    location: Path | ParquetRow | np.ndarray = field(repr=False)
     num_frames: int
     height: int
     width: int
@@ -46,8 +67,8 @@ class Video:
         if isinstance(self.location, np.ndarray):
             digest.update(f"{self.location.shape} {self.location.dtype}".encode())
             digest.update(np.ascontiguousarray(self.location).tobytes())
-        elif isinstance(self.location, bytes):
-            digest.update(self.location)
+        elif isinstance(self.location, ParquetRow):
+            digest.update(self.location.read())
         else:
             for path in list_images(self.location) if self.location.is_dir() else [self.location]:
                 digest.update(file_hash(path).encode())
@@ -63,7 +84,8 @@ class Video:
             assert isinstance(self.location, Path)
             array = load_npy(self.location)
             return as_uint8((array if self.row is None else array[self.row])[list(indices)], self.name)
-        return read_frames(self.location, indices)
+        source = self.location.read() if isinstance(self.location, ParquetRow) else self.location
+        return read_frames(source, indices)
 
 
 @dataclass(frozen=True)
@@ -209,17 +231,21 @@ def _open_parquet(path: Path) -> list[Video]:
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(path, columns=["video"]).column("video").to_pylist()
+        num_row_groups = pyarrow.parquet.ParquetFile(path).num_row_groups
+        if "video" not in pyarrow.parquet.read_schema(path).names:
+            raise ValueError("it has none")
     except Exception as error:  # pyarrow raises many kinds
         raise VideoError(f"{path}: has no readable column 'video' ({str(error).splitlines()[0]})") from error
-    videos = []
-    for i, row in enumerate(rows):
-        value = row.get("bytes") or row.get("path") if isinstance(row, dict) else row
-        location = Path(value) if isinstance(value, str) else value
-        if not isinstance(location, bytes | Path):
-            raise VideoError(f"{path}, row {i}: expected {{'path', 'bytes'}}, got {type(value).__name__}")
-        info = read_video_info(location)
-        videos.append(Video(f"{path}[{i}]", location, info.num_frames, info.height, info.width, info.codec))
+    videos: list[Video] = []
+    for row_group in range(num_row_groups):
+        for i, row in enumerate(row_group_videos(path, row_group)):
+            name = f"{path}[{len(videos)}]"
+            value = row.get("bytes") or row.get("path") if isinstance(row, dict) else row
+            if not isinstance(value, bytes | str):
+                raise VideoError(f"{name}: expected {{'path', 'bytes'}}, got {type(value).__name__}")
+            info = read_video_info(Path(value) if isinstance(value, str) else value)
+            location = Path(value) if isinstance(value, str) else ParquetRow(path, row_group, i)
+            videos.append(Video(name, location, info.num_frames, info.height, info.width, info.codec))
     return videos
 
 
