@@ -154,7 +154,8 @@ def test_what_spoils_a_comparison_is_said(run, corpora, tmp_path):
     (tmp_path / "fake").mkdir()
     for i, clip in enumerate(padded):
         write_video(tmp_path / "fake" / f"{i}.mp4", clip, fps=8, codec="h264")
-    report = run(corpora["test"], [tmp_path / "fake"], train=corpora["test"])
+    report = run(corpora["test"], [tmp_path / "fake"], train=corpora["test"], ladder=True)
+    assert report["ladder"]["rungs"][0]["value"] > 0  # real clips are halved, not compared with themselves
     said = " ".join(report["warnings"])
     for warning in (
         "10 of 10 real videos are training videos",

@@ -416,13 +416,14 @@ def ladder_clips(
 ) -> LadderClips:
     """Reference, held-out and other clips, equally many, or fewer of the other corpus where it has no more.
 
-    The held-out clips are the real ones and the reference those of the training videos where these are given; else the
-    real clips are halved.
+    The held-out clips are the real ones and the reference those of the training videos where these are given and are
+    others; else the real clips are halved.
 
     Raises:
         ValueError: there are too few clips.
     """
-    if train_videos is None:
+    real_hashes = {clip.video.content_hash for clip in real_clips}
+    if train_videos is None or any(video.content_hash in real_hashes for video in train_videos):
         reference, held_out = halves(real_clips)
         by = "video" if len({clip.video for clip in real_clips}) > 1 else "half of the one video"
         descriptions = {

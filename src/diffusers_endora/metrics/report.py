@@ -67,14 +67,14 @@ def write_report(
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def number(value: float | None) -> str:
-    """Four significant digits; powers of ten only below 0.0001."""
+def number(value: float | None, digits: int = 4) -> str:
+    """`digits` significant digits, four or two for a spread; powers of ten only for the very small."""
     if value is None:
         return "-"
     if value == 0 or not math.isfinite(value):
-        return str(value)
-    digits = max(0, 3 - math.floor(math.log10(abs(value))))
-    return f"{value:.{digits}f}" if digits <= 7 else f"{value:.3g}"
+        return f"{value:g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}" if decimals <= 7 else f"{value:.{digits - 1}g}"
 
 
 def with_spread(value: float, std: float | None) -> str:
@@ -116,15 +116,15 @@ def results_table(results: list[dict[str, Any]]) -> str:
     for row in results:
         spreads = []
         if row["std_over_seeds"] is not None:
-            spreads.append(f"± {number(row['std_over_seeds'])} ({len(row['per_seed'])} seeds)")
+            spreads.append(f"± {number(row['std_over_seeds'], 2)} ({len(row['per_seed'])} seeds)")
         interval = "-"
         if row["spread"] is not None:
-            spreads.append(f"± {number(row['spread']['std'])} ({row['spread']['kind']})")
+            spreads.append(f"± {number(row['spread']['std'], 2)} ({row['spread']['kind']})")
             if "low" in row["spread"]:
                 interval = f"{number(row['spread']['low'])} to {number(row['spread']['high'])}"
         infinity = "-"
         if row["infinity"] and row["infinity"]["value"] is not None:
-            infinity = f"{number(row['infinity']['value'])} ± {number(row['infinity']['standard_error'])}"
+            infinity = f"{number(row['infinity']['value'])} ± {number(row['infinity']['standard_error'], 2)}"
         arrow = "↓" if row["better"] == "lower" else "↑"
         lines.append(
             f"| {row['label']} {arrow} | **{number(row['value'])}** | {'; '.join(spreads) or '-'} | {interval} | "
@@ -246,7 +246,7 @@ def plot_against_n(row: dict[str, Any], path: Path) -> None:
     axes.scatter(inverse, infinity["values"], s=14, color=BLUE, zorder=2, label="subsets")
     axes.errorbar([0], [infinity["value"]], [infinity["standard_error"]], fmt="o", color=ORANGE, capsize=3, zorder=3)
     axes.annotate(
-        f"{number(infinity['value'])} ± {number(infinity['standard_error'])}",
+        f"{number(infinity['value'])} ± {number(infinity['standard_error'], 2)}",
         (0, infinity["value"]),
         xytext=(8, -4),
         textcoords="offset points",
@@ -261,11 +261,11 @@ def plot_against_n(row: dict[str, Any], path: Path) -> None:
 
 
 def plot_ladder(ladder: dict[str, Any], path: Path) -> None:
-    """A bar per rung with its 95 % interval, on a logarithmic axis."""
+    """A bar per rung with its 95 % interval."""
     rungs = ladder["rungs"]
     figure, axes = new_figure(5.6, 0.5 + 0.36 * len(rungs))
     values = np.array([rung["value"] for rung in rungs])
-    low = np.maximum([rung["low"] for rung in rungs], values.min() / 10)
+    low = np.array([rung["low"] for rung in rungs])
     errors = np.stack([values - low, np.array([rung["high"] for rung in rungs]) - values])
     colours = [
         ORANGE if rung["name"] == "generated clips" else GREY if i == 0 else BLUE for i, rung in enumerate(rungs)
@@ -275,8 +275,7 @@ def plot_ladder(ladder: dict[str, Any], path: Path) -> None:
         axes.annotate(number(rung["value"]), (rung["high"], i), xytext=(5, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(rungs)), [rung["name"] for rung in rungs])
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.set_xlim(values.min() / 2, values.max() * 3)
+    axes.set_xlim(0, 1.15 * max(rung["high"] for rung in rungs))
     axes.set_xlabel(f"FVD, {ladder['num_clips']} clips a side")
     save_figure(figure, path)
 
