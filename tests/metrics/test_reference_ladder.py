@@ -26,8 +26,11 @@ def test_the_order_that_must_be():
     assert "frames shuffled in time (90) is not above the floor (100)" in low
     (close,) = violations(rungs(floor=100, shuffled=110, other=300, noise=900))
     assert "cannot be told from the floor" in close
-    (high,) = violations(rungs(floor=100, shuffled=150, other=901, noise=900))
-    assert "other corpus (901) is not below noise (900)" in high
+    (high,) = violations(rungs(floor=100, shuffled=901, other=300, noise=900))
+    assert "frames shuffled in time (901) is not below noise (900)" in high
+    assert violations(rungs(floor=100, shuffled=150, other=1900, noise=900)) == []  # far and narrow
+    (same,) = violations(rungs(floor=100, shuffled=150, other=105, noise=900))
+    assert "other corpus cannot be told from the floor" in same
     generated = replace(rungs(floor=1)[0], name=GENERATED)
     assert violations([*rungs(floor=100, shuffled=150, noise=900), generated]) == []  # may be anywhere
 

@@ -438,7 +438,9 @@ def ladder_clips(
         with shared_state().main_process_first():
             folder = phantom_clips(size, protocol.num_frames, *resolution)
         other = protocol.select_fake(open_videos(folder), size)
-        descriptions["other"] = "rendered colons"
+        descriptions["other"] = (
+            "rendered colons, which are another corpus only if the real clips are not (--other_corpus)"
+        )
     else:
         other = protocol.select_real(open_videos(other_corpus))
         descriptions["other"] = str(other_corpus)

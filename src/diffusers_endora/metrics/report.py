@@ -155,7 +155,9 @@ def ladder_section(ladder: dict[str, Any]) -> str:
         )
     lines.append("")
     if ladder["is_ordered"]:
-        lines.append("The order is as it must be: every corruption above the floor, noise above all.")
+        lines.append(
+            "The order is as it must be: all above the floor, and noise above the other corruptions of the same clips."
+        )
     else:
         lines.append("The order is **not** as it must be: " + " ".join(ladder["violations"]))
     return "\n".join(lines)
