@@ -37,7 +37,7 @@ import yaml
 
 from diffusers_endora import cli
 from diffusers_endora.data.video_io import written_atomically
-from diffusers_endora.metrics.processes import shared_state
+from diffusers_endora.metrics.distributed import shared_state
 from diffusers_endora.metrics.report import new_figure, save_figure, with_spread
 
 logger = logging.getLogger("benchmark")

@@ -291,7 +291,7 @@ def evaluate(
         from .metrics.evaluation import load_extractors
     except ModuleNotFoundError as error:
         raise ValueError(f'needs {error.name}: pip install "diffusers-endora[metrics]"') from error
-    from .metrics.processes import shared_state
+    from .metrics.distributed import shared_state
     from .metrics.protocols import PROTOCOLS
     from .metrics.report import with_spread
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from ..data.video_io import written_atomically
 from .clip_sources import Clip
+from .distributed import shared_state
 from .feature_extractors import FeatureExtractor
 from .preparation import Preparation
-from .processes import shared_state
 
 logger = logging.getLogger(__name__)
 

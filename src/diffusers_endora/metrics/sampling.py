@@ -9,8 +9,8 @@ import torch
 from tqdm import tqdm
 
 from ..data.video_io import write_video, written_atomically
+from .distributed import shared_state
 from .feature_extractors import hash_weights
-from .processes import shared_state
 
 if TYPE_CHECKING:
     from ..pipelines.pipeline_endora import EndoraPipeline
