@@ -28,9 +28,10 @@ def sample_clips(
 ) -> Path:
     """Fills `folder` with `clip_00000.mkv`, ... (FFV1, lossless); clips that are there are not drawn again.
 
-    Clip `i` depends on `seed` and `i` alone, not on the batch, the number of clips or of processes (up to the rounding
-    of batched matrix products). A model with classes draws them in turn: clip `i` has class `i % num_classes`.
-    Processes started together share the work; each returns when all clips are there.
+    Clip `i` depends on `seed` and `i` alone, not on the number of clips or of processes, nor on what was there before:
+    the batches are always the same and full ones, the last with clips that are not kept. (Another `batch_size` can
+    change the rounding of matrix products.) A model with classes draws them in turn: clip `i` has class
+    `i % num_classes`. Processes started together share the work; each returns when all clips are there.
 
     Args:
         num_inference_steps, timesteps: as for `EndoraPipeline`.
@@ -65,29 +66,29 @@ def sample_clips(
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     state.wait_for_everyone()
 
-    wanted = [(i, folder / f"clip_{i:05d}.mkv") for i in range(num_clips)]
-    missing = [(i, path) for i, path in wanted if not path.is_file()]
+    paths = [folder / f"clip_{i:05d}.mkv" for i in range(num_clips)]
+    batches = [range(first, first + batch_size) for first in range(0, num_clips, batch_size)]
+    missing = [batch for batch in batches if not all(path.is_file() for path in paths[batch.start : batch.stop])]
+    state.wait_for_everyone()  # before a process adds a clip, so that all see the same batches missing
     mine = missing[state.process_index :: state.num_processes]
     pipeline.set_progress_bar_config(disable=True)
     hidden = not mine or not state.is_main_process
-    with tqdm(total=len(mine), desc=f"sampling, seed {seed}", unit="clip", disable=hidden) as progress:
-        for first in range(0, len(mine), batch_size):
-            batch = mine[first : first + batch_size]
-            output: Any = pipeline(
-                batch_size=len(batch),
-                num_frames=num_frames,
-                num_inference_steps=num_inference_steps,
-                timesteps=timesteps,
-                class_labels=None if num_classes is None else [i % num_classes for i, _ in batch],
-                generator=[clip_generator(seed, i) for i, _ in batch],
-                output_type="np",
-            )
-            clips = output.frames
-            if not np.isfinite(clips).all():
-                raise ValueError(f"{folder}: the model gives pixels that are not finite; is its precision enough?")
-            for clip, (_, path) in zip((clips * 255).round().astype(np.uint8), batch, strict=True):
-                write_video(path, clip, fps=8, codec="ffv1")
-                progress.update()
+    for batch in tqdm(mine, desc=f"sampling, seed {seed}", unit="batch", disable=hidden):
+        output: Any = pipeline(
+            batch_size=batch_size,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            class_labels=None if num_classes is None else [i % num_classes for i in batch],
+            generator=[clip_generator(seed, i) for i in batch],
+            output_type="np",
+        )
+        clips = output.frames
+        if not np.isfinite(clips).all():
+            raise ValueError(f"{folder}: the model gives pixels that are not finite; is its precision enough?")
+        for i, clip in zip(batch, (clips * 255).round().astype(np.uint8), strict=True):
+            if i < num_clips and not paths[i].is_file():
+                write_video(paths[i], clip, fps=8, codec="ffv1")
     state.wait_for_everyone()
     return folder
 
