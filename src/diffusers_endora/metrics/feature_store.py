@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -69,14 +69,22 @@ class FeatureStore:
             clips_read = _read_ahead(mine, preparation)
             while part := list(islice(clips_read, CLIPS_PER_PART)):
                 rows: dict[str, list[np.ndarray]] = {name: [] for name in self.extractor.outputs}
-                for _, frames in part:
-                    for name, features in self.extractor(frames[None]).items():
+                for batch in self._batches([frames for _, frames in part]):
+                    for name, features in self.extractor(np.stack(batch)).items():
                         rows[name].append(features)
-                    progress.update()
+                    progress.update(len(batch))
                 self._save([key for key, _ in part], {name: np.concatenate(of) for name, of in rows.items()})
                 self.num_computed += len(part)
         state.wait_for_everyone()
         return self._gather(keys)
+
+    def _batches(self, clips: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """Neighbours of one shape, as many as the network sees at once; features do not depend on it."""
+        size = 1 if self.extractor.per_frame else self.extractor.units_per_forward
+        for _, same in groupby(clips, key=np.shape):
+            remaining = iter(same)
+            while batch := list(islice(remaining, size)):
+                yield batch
 
     def _key(self, clip: Clip, preparation: Preparation) -> str:
         return hashlib.sha256(f"{clip.key}\n{preparation}".encode()).hexdigest()[:32]

