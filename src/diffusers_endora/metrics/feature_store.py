@@ -66,24 +66,28 @@ class FeatureStore:
         mine = list(missing.items())[state.process_index :: state.num_processes]
         hidden = not missing or not state.is_main_process
         with tqdm(total=len(mine), desc=description, unit="clip", disable=hidden) as progress:
-            clips_read = _read_ahead(mine, preparation)
-            while part := list(islice(clips_read, CLIPS_PER_PART)):
-                rows: dict[str, list[np.ndarray]] = {name: [] for name in self.extractor.outputs}
-                for batch in self._batches([frames for _, frames in part]):
-                    for name, features in self.extractor(np.stack(batch)).items():
-                        rows[name].append(features)
-                    progress.update(len(batch))
-                self._save([key for key, _ in part], {name: np.concatenate(of) for name, of in rows.items()})
-                self.num_computed += len(part)
+            part: list[tuple[str, dict[str, np.ndarray]]] = []
+            for batch in self._batches(_read_ahead(mine, preparation)):
+                features = self.extractor(np.stack([frames for _, frames in batch]))
+                if part and part[0][1]["features"].shape != features["features"].shape[1:]:  # another number of frames
+                    self._save(part)
+                    part = []
+                for i, (key, _) in enumerate(batch):
+                    part.append((key, {name: of_batch[i] for name, of_batch in features.items()}))
+                progress.update(len(batch))
+                if len(part) >= CLIPS_PER_PART:
+                    self._save(part)
+                    part = []
+            if part:
+                self._save(part)
         state.wait_for_everyone()
         return self._gather(keys)
 
-    def _batches(self, clips: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    def _batches(self, clips: Iterator[tuple[str, np.ndarray]]) -> Iterator[list[tuple[str, np.ndarray]]]:
         """Neighbours of one shape, as many as the network sees at once; features do not depend on it."""
         size = 1 if self.extractor.per_frame else self.extractor.units_per_forward
-        for _, same in groupby(clips, key=np.shape):
-            remaining = iter(same)
-            while batch := list(islice(remaining, size)):
+        for _, same in groupby(clips, key=lambda clip: clip[1].shape):
+            while batch := list(islice(same, size)):
                 yield batch
 
     def _key(self, clip: Clip, preparation: Preparation) -> str:
@@ -104,10 +108,14 @@ class FeatureStore:
                 stored.update({key: (path, row) for row, key in enumerate(keys)})
         return stored
 
-    def _save(self, keys: list[str], features: dict[str, np.ndarray]) -> None:
-        name = hashlib.sha256(" ".join(keys).encode()).hexdigest()[:24]
-        with written_atomically(self.folder / f"part-{name}.safetensors") as temporary:
+    def _save(self, part: list[tuple[str, dict[str, np.ndarray]]]) -> None:
+        """Writes the features of a few clips, `(R, width)` each; all have the same R."""
+        keys = [key for key, _ in part]
+        features = {name: np.stack([of_clip[name] for _, of_clip in part]) for name in self.extractor.outputs}
+        mark = hashlib.sha256(" ".join(keys).encode()).hexdigest()[:24]
+        with written_atomically(self.folder / f"part-{mark}.safetensors") as temporary:
             save_file(features, temporary, metadata={"keys": json.dumps(keys), "network": self.extractor.key})
+        self.num_computed += len(part)
 
     def _gather(self, keys: list[str]) -> dict[str, np.ndarray]:
         stored = self._stored()
