@@ -477,6 +477,15 @@ def test_evaluate_errors_leave_nothing_behind(refused, tmp_path, offline_cache, 
     assert not out.exists()
 
 
+def test_evaluate_reads_the_real_videos_before_it_samples(refused, model_folder, tmp_path, offline_cache):
+    np.save(tmp_path / "clips.npy", moving_clips(0, num_frames=20))
+    arguments = ["--fake", model_folder, "--output", tmp_path / "report", "--cache_dir", offline_cache]
+    error = refused("evaluate", "--real", tmp_path / "clips.npy", *arguments)
+    assert "gives 0 real clips of 48 frames" in error
+    assert "has 20 frames; --window or --frame_interval makes clips shorter" in error
+    assert not (tmp_path / "report").exists()
+
+
 def test_evaluate_says_what_to_install(refused, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("diffusers_endora.metrics")]:
         monkeypatch.delitem(sys.modules, name)

@@ -288,7 +288,7 @@ def evaluate(
 
     try:
         from .metrics.evaluation import evaluate as compare
-        from .metrics.evaluation import load_extractors
+        from .metrics.evaluation import load_extractors, open_real
     except ModuleNotFoundError as error:
         raise ValueError(f'needs {error.name}: pip install "diffusers-endora[metrics]"') from error
     from .metrics.distributed import shared_state
@@ -326,6 +326,9 @@ def evaluate(
         from .metrics.protocols import STRICT
         from .metrics.sampling import sample_clips
 
+        for source in (real, train, other_corpus):  # sampling takes hours
+            if source is not None:
+                open_real(source, chosen)
         diffusers.utils.logging.disable_progress_bar()
         pipeline = EndoraPipeline.from_pretrained(fake).to(target)
         pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)

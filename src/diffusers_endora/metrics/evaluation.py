@@ -101,12 +101,11 @@ def evaluate(
             raise ValueError(f"metric {name!r}: expected one of {', '.join(METRICS)}")
     if not fake and not ladder:
         raise ValueError("no generated clips: expected some, or a ladder of real clips alone")
-    real_videos = open_videos(real)
+    real_videos, real_clips = open_real(real, protocol)
     fake_videos = [open_videos(of_seed) for of_seed in fake]
     train_videos = None if train is None else open_videos(train)
     warnings: list[str] = []
 
-    real_clips = protocol.select_real(real_videos)
     is_whole = protocol.takes_whole(real_videos)
     num_too_short = 0 if is_whole else sum(video.num_frames < protocol.span for video in real_videos)
     real_stride = "as stored" if is_whole else protocol.stride
@@ -120,14 +119,10 @@ def evaluate(
             f"{num_too_short} of {len(real_videos)} real videos have fewer than the {protocol.span} frames that a "
             "clip spans and were left out."
         )
-    if len(real_clips) < 2:
-        raise ValueError(
-            f"{real}: gives {len(real_clips)} real clips of {protocol.span} frames; a distance needs 2 or more"
-        )
     fake_clips = [protocol.select_fake(videos, protocol.num_clips) for videos in fake_videos]
     for source, clips in zip(fake, fake_clips, strict=True):
         if len(clips) < 2:
-            raise ValueError(f"{source}: holds {len(clips)} generated clip; a distance needs 2 or more")
+            raise ValueError(f"{name_of(source)}: holds {len(clips)} generated clip; a distance needs 2 or more")
     first_fake = fake_videos[0][0] if fake_videos else None
     for videos in fake_videos[1:]:
         if (videos[0].height, videos[0].width) != (fake_videos[0][0].height, fake_videos[0][0].width):
@@ -238,7 +233,7 @@ def evaluate(
             "num_frames": protocol.num_frames,
             "seed": protocol.seed,
         },
-        "real": side(str(real) if isinstance(real, str | os.PathLike) else "arrays", real_clips, real_stride)
+        "real": side(name_of(real), real_clips, real_stride)
         | {"resolution": list(resolution), "num_too_short": num_too_short},
         "fake": None,
         "networks": {
@@ -255,8 +250,7 @@ def evaluate(
         "warnings": warnings,
     }
     if fake:
-        name = str(fake[0]) if isinstance(fake[0], str | os.PathLike) else "arrays"
-        report["fake"] = side(name, fake_clips[0], fake_stride or "not known") | {
+        report["fake"] = side(name_of(fake[0]), fake_clips[0], fake_stride or "not known") | {
             "resolution": list(resolution),
             "num_too_short": 0,
             "num_sets": len(fake),
@@ -281,6 +275,23 @@ def evaluate(
             )
         write_report(report, output_dir, **pictures)
     return report
+
+
+def open_real(real: Any, protocol: Protocol) -> tuple[list[Video], list[Clip]]:
+    """The real videos and the clips of them that the protocol takes.
+
+    Raises:
+        ValueError: a video cannot be read, or there are fewer than 2 clips.
+    """
+    videos = open_videos(real)
+    clips = protocol.select_real(videos)
+    if len(clips) < 2:
+        raise ValueError(
+            f"{name_of(real)}: gives {len(clips)} real clips of {protocol.span} frames; a distance needs 2 or more (the "
+            f"longest of {len(videos)} videos has {max(video.num_frames for video in videos)} frames; --window or "
+            "--frame_interval makes clips shorter)"
+        )
+    return videos, clips
 
 
 def load_extractors(
@@ -512,6 +523,11 @@ def side(source: str, clips: Sequence[Clip], stride: str) -> dict[str, Any]:
         "codec": sorted({video.codec for video in videos}),
         "num_overlapping": num_overlapping(clips),
     }
+
+
+def name_of(source: Any) -> str:
+    """How messages and reports name a source."""
+    return str(source) if isinstance(source, str | os.PathLike) else "arrays"
 
 
 def sampling_of(source: Any) -> str | None:

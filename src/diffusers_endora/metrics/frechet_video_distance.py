@@ -22,7 +22,7 @@ class FrechetVideoDistance(Metric):
     ```python
     fvd = FrechetVideoDistance()
     fvd.update(real_clips, real=True)
-    fvd.update(pipeline(num_clips=8, output_type="np").clips, real=False)
+    fvd.update(pipeline(batch_size=8, output_type="np").frames, real=False)
     fvd.compute()
     ```
 
