@@ -287,9 +287,9 @@ def open_real(real: Any, protocol: Protocol) -> tuple[list[Video], list[Clip]]:
     clips = protocol.select_real(videos)
     if len(clips) < 2:
         raise ValueError(
-            f"{name_of(real)}: gives {len(clips)} real clips of {protocol.span} frames; a distance needs 2 or more (the "
-            f"longest of {len(videos)} videos has {max(video.num_frames for video in videos)} frames; --window or "
-            "--frame_interval makes clips shorter)"
+            f"{name_of(real)}: gives {len(clips)} real clips of {protocol.span} frames; a distance needs 2 or more "
+            f"(the longest of {len(videos)} videos has {max(video.num_frames for video in videos)} frames; --window "
+            "or --frame_interval makes clips shorter)"
         )
     return videos, clips
 
