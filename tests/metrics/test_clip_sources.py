@@ -99,6 +99,21 @@ def test_floats_are_rounded_and_checked(tmp_path):
             whole_clips(open_videos(clip), 16)[0].read()
 
 
+def test_fewer_clips_than_videos_come_from_all_over_the_corpus():
+    videos = open_videos(np.zeros((9, 16, 4, 4, 3), np.uint8))
+    clips = clips_at_fixed_offsets(videos, 3, 16, 16)
+    assert [videos.index(clip.video) for clip in clips] == [0, 4, 8]
+
+
+def test_parquet_rows_of_plain_bytes(folder, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    files = sorted((folder / "ffv1").iterdir())
+    parquet.write_table(pyarrow.table({"video": [path.read_bytes() for path in files]}), tmp_path / "a.parquet")
+    np.testing.assert_array_equal(Clip(open_videos(tmp_path / "a.parquet")[2], (3, 4)).read(), moving(2)[3:5])
+
+
 def test_fixed_offsets_are_even_and_overlap_only_when_needed():
     videos = open_videos(np.zeros((2, 100, 4, 4, 3), np.uint8)) + open_videos(np.zeros((1, 30, 4, 4, 3), np.uint8))
     clips = clips_at_fixed_offsets(videos, 4, 16, 48)

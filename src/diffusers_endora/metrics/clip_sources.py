@@ -30,7 +30,8 @@ class ParquetRow:
 
     def read(self) -> bytes:
         """The bytes of the video's file."""
-        return row_group_videos(self.path, self.row_group)[self.index]["bytes"]
+        row = row_group_videos(self.path, self.row_group)[self.index]
+        return row["bytes"] if isinstance(row, dict) else row
 
 
 @lru_cache(maxsize=1)
@@ -265,8 +266,9 @@ def clip_indices(start: int, num_frames: int, span: int) -> tuple[int, ...]:
 def clips_at_fixed_offsets(videos: Sequence[Video], num_clips: int, num_frames: int, span: int) -> list[Clip]:
     """As many clips as asked, or as there are, spread evenly over the videos and within each video.
 
-    Every video gives equally many, as training draws videos equally often. First each gives at most what fits without
-    overlap; only if that is not enough do clips of a video overlap. There is no chance in it.
+    Every video gives equally many, as training draws videos equally often; what is left over comes from evenly spaced
+    ones. First each gives at most what fits without overlap; only if that is not enough do clips of a video overlap.
+    There is no chance in it.
 
     Returns:
         Clips in the order of the videos. Videos shorter than `span` give none.
@@ -280,7 +282,8 @@ def clips_at_fixed_offsets(videos: Sequence[Video], num_clips: int, num_frames: 
         while (left := num_clips - sum(quotas.values())) > 0 and (
             open_ := [i for i in quotas if quotas[i] < limit[i]]
         ):
-            for i in open_[:left]:
+            chosen = np.linspace(0, len(open_) - 1, min(left, len(open_))).round().astype(int)
+            for i in (open_[j] for j in chosen):
                 quotas[i] += min(max(1, left // len(open_)), limit[i] - quotas[i])
     clips = []
     for i, quota in quotas.items():
