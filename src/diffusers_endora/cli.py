@@ -378,6 +378,8 @@ def evaluate(
     if report["ladder"] is not None:
         for rung in report["ladder"]["rungs"]:
             typer.echo(f"  {rung['name']}: {with_spread(rung['value'], rung['std'])}")
+        for violation in report["ladder"]["violations"]:
+            typer.echo(f"warning: the ladder is not in order: {violation}")
     for warning in report["warnings"]:
         typer.echo(f"warning: {warning}")
     typer.echo(f"{output}: report.md, report.json and pictures")
