@@ -413,8 +413,12 @@ def test_evaluate_writes_a_report(endora, tmp_path, offline_cache):
     assert (code, again) == (0, out)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "name"), [("ddpm", "DDPMScheduler"), ("dpmsolver++", "DPMSolverMultistepScheduler")]
+)
+@pytest.mark.parametrize("num_kept", [3, 5])
 def test_evaluate_samples_a_pipeline_first_and_goes_on_where_it_stopped(
-    endora, model_folder, tmp_path, offline_cache, monkeypatch
+    endora, model_folder, tmp_path, offline_cache, monkeypatch, scheduler, name, num_kept
 ):
     from diffusers_endora.metrics import evaluation
     from diffusers_endora.metrics.feature_extractors import FeatureExtractor
@@ -430,7 +434,8 @@ def test_evaluate_samples_a_pipeline_first_and_goes_on_where_it_stopped(
     np.save(tmp_path / "real.npy", moving_clips(0, num_frames=4))
     arguments = ["--real", tmp_path / "real.npy", "--fake", model_folder, "--output", tmp_path / "report"]
     arguments += ["--metrics", "fvd", "--num_clips", 5, "--num_frames", 4, "--num_seeds", 2, "--batch_size", 2]
-    arguments += ["--num_inference_steps", 2, "--cache_dir", offline_cache, "--device", "cpu"]
+    arguments += ["--num_inference_steps", 2, "--scheduler", scheduler, "--cache_dir", offline_cache]
+    arguments += ["--device", "cpu"]
     code, out, _ = endora("evaluate", *arguments)
     assert code == 0
     clips = sorted((tmp_path / "report" / "samples").rglob("*.mkv"))
@@ -440,17 +445,17 @@ def test_evaluate_samples_a_pipeline_first_and_goes_on_where_it_stopped(
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert len(report["results"][0]["per_seed"]) == 2
     assert report["results"][0]["std_over_seeds"] > 0
-    assert "DDPMScheduler, 2 network calls" in (tmp_path / "report" / "report.md").read_text()
+    assert f"{name}, 2 network calls" in (tmp_path / "report" / "report.md").read_text()
 
-    # As if killed after the third clip, and begun again with another batch size
+    # As if killed after some clips, and begun again with another batch size
     content = {path: path.read_bytes() for path in clips}
-    times = {path: path.stat().st_mtime_ns for path in clips[:3]}
-    for path in clips[3:]:
+    times = {path: path.stat().st_mtime_ns for path in clips[:num_kept]}
+    for path in clips[num_kept:]:
         path.unlink()
     arguments[arguments.index("--batch_size") + 1] = 1
     assert endora("evaluate", *arguments)[:2] == (0, out)
     assert {path: path.read_bytes() for path in clips} == content
-    assert {path: path.stat().st_mtime_ns for path in clips[:3]} == times
+    assert {path: path.stat().st_mtime_ns for path in clips[:num_kept]} == times
 
 
 @pytest.mark.parametrize(

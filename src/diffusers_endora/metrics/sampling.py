@@ -44,6 +44,7 @@ def sample_clips(
     """
     state = shared_state()
     num_classes = pipeline.transformer.config.num_classes
+    pipeline.prepare_scheduler()  # before its settings are recorded: sampling would change them
     settings: dict[str, Any] = {
         "transformer": hash_weights(pipeline.transformer),
         "vae": hash_weights(pipeline.vae),
