@@ -452,9 +452,16 @@ def test_evaluate_samples_a_pipeline_first_and_goes_on_where_it_stopped(
     times = {path: path.stat().st_mtime_ns for path in clips[:num_kept]}
     for path in clips[num_kept:]:
         path.unlink()
+    half_written = [
+        clips[0].with_name(".clip_00003-0123456789ab.mkv"),
+        tmp_path / "report" / ".ladder-0123456789ab.png",
+    ]
+    for path in half_written:
+        path.write_text("half")
     arguments[arguments.index("--batch_size") + 1] = 1
     assert endora("evaluate", *arguments)[:2] == (0, out)
     assert {path: path.read_bytes() for path in clips} == content
+    assert not any(path.exists() for path in half_written)
     assert {path: path.stat().st_mtime_ns for path in clips[:num_kept]} == times
 
 

@@ -41,6 +41,9 @@ def write_report(
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (*PICTURES, "report.json", "report.md"):
+        for stale in folder.glob(f".{Path(name).stem}-*"):  # of a process that was killed
+            stale.unlink()
     for name in PICTURES:
         (folder / name).unlink(missing_ok=True)
     if real_clips is not None:

@@ -63,6 +63,8 @@ def sample_clips(
             raise ValueError(f"{folder}: holds clips of another model or other settings; choose another output folder")
         if not record.is_file() and any(folder.glob("clip_*")):
             raise ValueError(f"{folder}: holds clips without a sampling.json; choose another output folder")
+        for stale in [*folder.glob(".clip_*"), *folder.glob(".sampling-*")]:  # of a process that was killed
+            stale.unlink()
         with written_atomically(record) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     state.wait_for_everyone()
