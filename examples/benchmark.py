@@ -116,7 +116,8 @@ def run(benchmark: Benchmark, folder: Path) -> dict[tuple[str, str], Outcome]:
             try:
                 cli.evaluate(fake=locate(source, folder), output=output, **options)
             except Exception as error:  # whatever it is, the other models go on
-                logger.exception("%s on %s failed", model, corpus)
+                is_told = isinstance(error, ValueError | OSError)  # in its sentence
+                logger.error("%s on %s failed: %s", model, corpus, error, exc_info=not is_told)
                 outcomes[model, corpus] = Outcome({}, " ".join(f"{error}".split()) or type(error).__name__)
                 continue
             if shared_state().is_main_process:
@@ -159,13 +160,13 @@ def cells(
     best = {}
     for corpus, metric in cols:
         present = [
-            (outcomes[model, corpus].rows[metric], model)
+            outcomes[model, corpus].rows[metric]
             for model in rows
             if (model, corpus) in outcomes and metric in outcomes[model, corpus].rows
         ]
-        if len(present) > 1:
-            choose = min if present[0][0]["better"] == "lower" else max
-            best[corpus, metric] = choose(present, key=lambda entry: entry[0]["value"])[1]
+        values = {row["value"] for row in present}
+        if len(values) > 1:  # nothing is best among equals
+            best[corpus, metric] = min(values) if present[0]["better"] == "lower" else max(values)
     table = []
     for model in rows:
         line: list[tuple[str, bool]] = []
@@ -177,7 +178,7 @@ def cells(
             elif metric in outcome.rows:
                 row = outcome.rows[metric]
                 std, _ = spread(row)
-                line.append((with_spread(row["value"], std), best.get((corpus, metric)) == model))
+                line.append((with_spread(row["value"], std), best.get((corpus, metric)) == row["value"]))
             else:
                 line.append(("-" if corpus in told else f"failed: {outcome.error}", False))
                 told.add(corpus)
