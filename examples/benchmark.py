@@ -203,11 +203,6 @@ def write_table(name: str, rows: list[str], benchmark: Benchmark, outcomes: dict
     headers = [header(col, outcomes) for col in cols]
     texts = cells(rows, cols, outcomes)
     path = benchmark.output / f"{slug(name)}.md"
-
-    lines = ["| | " + " | ".join(headers) + " |", "|---" * (len(cols) + 1) + "|"]
-    for model, line in zip(rows, texts, strict=True):
-        shown = [f"**{text}**" if is_best else text.replace("|", "\\|") for text, is_best in line]
-        lines.append(f"| {model} | " + " | ".join(shown) + " |")
     kinds = {
         f"{row['label']}: {spread(row)[1]}"
         for outcome in outcomes.values()
@@ -216,45 +211,60 @@ def write_table(name: str, rows: list[str], benchmark: Benchmark, outcomes: dict
     }
     note = f"Mean ± spread ({'; '.join(sorted(kinds))}). Best in bold. Protocol and warnings: see reports/."
     with written_atomically(path) as temporary:
-        temporary.write_text("\n".join([f"# {name}", "", *lines, "", note]) + "\n", encoding="utf-8")
+        page = "\n".join([f"# {name}", "", markdown_table(rows, headers, texts), "", note]) + "\n"
+        temporary.write_text(page, encoding="utf-8")
+    write_csv(path.with_suffix(".csv"), rows, list(benchmark.corpora), outcomes)
+    draw_table(path.with_suffix(".png"), rows, headers, texts)
 
-    with written_atomically(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            [
-                "model",
-                "corpus",
-                "metric",
-                "value",
-                "spread",
-                "spread_kind",
-                "infinity",
-                "num_real",
-                "num_fake",
-                "error",
-            ]
-        )
-        for model in rows:
-            for corpus in benchmark.corpora:
-                outcome = outcomes.get((model, corpus))
-                if outcome is None:
-                    continue
-                for metric, row in outcome.rows.items():
-                    infinity = row["infinity"]["value"] if row["infinity"] else None
-                    counts = row["num_real"], row["num_fake"]
-                    writer.writerow([model, corpus, metric, row["value"], *spread(row), infinity, *counts, ""])
-                if outcome.error is not None:
-                    writer.writerow([model, corpus, *[""] * 7, outcome.error])
 
+def markdown_table(rows: list[str], headers: list[str], texts: list[list[tuple[str, bool]]]) -> str:
+    """The table, the best of a column in bold."""
+    lines = ["| | " + " | ".join(headers) + " |", "|---" * (len(headers) + 1) + "|"]
+    for model, line in zip(rows, texts, strict=True):
+        shown = [f"**{text}**" if is_best else text.replace("|", "\\|") for text, is_best in line]
+        lines.append(f"| {model} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def write_csv(path: Path, rows: list[str], corpora: list[str], outcomes: dict[tuple[str, str], Outcome]) -> None:
+    """Writes a line per number, in full precision, and one per failure."""
+    names = [
+        "model",
+        "corpus",
+        "metric",
+        "value",
+        "spread",
+        "spread_kind",
+        "infinity",
+        "num_real",
+        "num_fake",
+        "error",
+    ]
+    with written_atomically(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        for model, corpus in ((model, corpus) for model in rows for corpus in corpora if (model, corpus) in outcomes):
+            outcome = outcomes[model, corpus]
+            for metric, row in outcome.rows.items():
+                std, kind = spread(row)
+                line = {"model": model, "corpus": corpus, "metric": metric, "spread": std, "spread_kind": kind}
+                line["infinity"] = row["infinity"]["value"] if row["infinity"] else None
+                writer.writerow(line | {name: row[name] for name in ("value", "num_real", "num_fake")})
+            if outcome.error is not None:
+                writer.writerow({"model": model, "corpus": corpus, "error": outcome.error})
+
+
+def draw_table(path: Path, rows: list[str], headers: list[str], texts: list[list[tuple[str, bool]]]) -> None:
+    """Writes the table as a picture; long texts are cut."""
     short = [[text if len(text) <= 40 else text[:37] + "..." for text, _ in line] for line in texts]
-    widths = [max(map(len, [head, *column])) for head, column in zip(headers, zip(*short, strict=True), strict=True)]
-    widths.insert(0, max(map(len, rows)))
-    figure, axes = new_figure(0.085 * (sum(widths) + 3 * len(widths)), 0.3 * (len(rows) + 1) + 0.1)
+    lengths = [max(map(len, [head, *column])) for head, column in zip(headers, zip(*short, strict=True), strict=True)]
+    widths = [length + 3 for length in (max(map(len, rows)), *lengths)]
+    figure, axes = new_figure(0.085 * sum(widths), 0.3 * (len(rows) + 1) + 0.1)
     axes.axis("off")
     drawn = axes.table(
         [[model, *line] for model, line in zip(rows, short, strict=True)],
         colLabels=["", *headers],
-        colWidths=[(width + 3) / (sum(widths) + 3 * len(widths)) for width in widths],
+        colWidths=[width / sum(widths) for width in widths],
         cellLoc="center",
         bbox=[0, 0, 1, 1],
         edges="horizontal",
@@ -262,11 +272,11 @@ def write_table(name: str, rows: list[str], benchmark: Benchmark, outcomes: dict
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(9)
     for (i, j), cell in drawn.get_celld().items():
-        if j == 0 or (i > 0 and texts[i - 1][j - 1][1]):
-            cell.get_text().set_weight("bold" if j else "normal")
         if j == 0:
             cell.get_text().set_horizontalalignment("left")
-    save_figure(figure, path.with_suffix(".png"))
+        elif i > 0 and texts[i - 1][j - 1][1]:
+            cell.get_text().set_weight("bold")
+    save_figure(figure, path)
 
 
 def main() -> int:

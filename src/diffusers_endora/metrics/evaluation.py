@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import warnings as python_warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,11 +17,9 @@ from .distributed import shared_state
 from .feature_extractors import FeatureExtractor
 from .feature_store import FeatureStore
 from .frechet_distance import (
-    Moments,
-    RankDeficientWarning,
     bootstrap_frechet_distance,
-    frechet_distance,
     frechet_distance_infinity,
+    frechet_distance_of_features,
 )
 from .inception_score import inception_score
 from .kernel_distance import kernel_distance
@@ -370,7 +367,7 @@ def measure(
         }
 
     if metric.kind == "frechet":
-        values = [frechet(x, fake["features"], protocol.ddof) for fake in fakes]
+        values = [frechet_distance_of_features(rows_of(x), rows_of(fake["features"]), protocol.ddof) for fake in fakes]
         y = fakes[0]["features"]
         spread = spread_of(x, y, protocol, num_resamples)
         infinity = asdict(frechet_distance_infinity(x, y, ddof=protocol.ddof, seed=protocol.seed))
@@ -394,13 +391,6 @@ def measure(
 def rows_of(features: np.ndarray) -> np.ndarray:
     """`(N, R, width)` to `(N R, width)`."""
     return features.reshape(-1, features.shape[-1])
-
-
-def frechet(x: np.ndarray, y: np.ndarray, ddof: int) -> float:
-    """Frechet distance between features `(N, R, width)`, by streamed moments; low rank is warned of elsewhere."""
-    with python_warnings.catch_warnings():
-        python_warnings.simplefilter("ignore", RankDeficientWarning)
-        return frechet_distance(Moments.of(rows_of(x)), Moments.of(rows_of(y)), ddof)
 
 
 def spread_of(x: np.ndarray, y: np.ndarray, protocol: Protocol, num_resamples: int) -> dict[str, Any]:
@@ -477,7 +467,7 @@ def measure_ladder(
     climbed = []
     for name, features in of_rungs.items():
         spread = spread_of(of_reference, features, protocol, num_resamples)
-        value = frechet(of_reference, features, protocol.ddof)
+        value = frechet_distance_of_features(rows_of(of_reference), rows_of(features), protocol.ddof)
         climbed.append(Rung(name, value, spread["std"], spread["low"], spread["high"], len(features)))
     wrong = violations(climbed)
     return {
