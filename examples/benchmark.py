@@ -241,7 +241,7 @@ def write_csv(path: Path, rows: list[str], corpora: list[str], outcomes: dict[tu
         "error",
     ]
     with written_atomically(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
+        writer = csv.DictWriter(file, [*names, "error"])
         writer.writeheader()
         for model, corpus in ((model, corpus) for model in rows for corpus in corpora if (model, corpus) in outcomes):
             outcome = outcomes[model, corpus]

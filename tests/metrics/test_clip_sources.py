@@ -1,11 +1,14 @@
 """What is taken from a source: every video, the stated frames, an identity that follows the content."""
 
+import os
+
 import numpy as np
 import pytest
 
 from diffusers_endora.data.video_io import write_video
 from diffusers_endora.metrics.clip_sources import (
     Clip,
+    ParquetRow,
     clips_at_fixed_offsets,
     num_overlapping,
     one_clip_per_video,
@@ -72,6 +75,18 @@ def test_parquet_rows(folder):
     small = open_videos(folder / "small")
     np.testing.assert_array_equal(Clip(small[2], (3, 4)).read(), moving(2)[3:5])
     assert [video.content_hash for video in small] == [video.content_hash for video in videos]
+
+
+def test_a_rewritten_parquet_file_is_read_again(folder):
+    datasets = pytest.importorskip("datasets")
+    files = sorted((folder / "ffv1").iterdir())[:2]
+    path = folder / "corpus.parquet"
+    read = []
+    for file in files:
+        datasets.Dataset.from_list([{"video": {"path": None, "bytes": file.read_bytes()}}]).to_parquet(path)
+        os.utime(path, ns=(0, len(read)))
+        read.append(ParquetRow(path, 0, 0).read())
+    assert read == [file.read_bytes() for file in files]
 
 
 def test_parquet_without_videos(tmp_path):

@@ -30,13 +30,13 @@ class ParquetRow:
 
     def read(self) -> bytes:
         """The bytes of the video's file."""
-        row = row_group_videos(self.path, self.row_group)[self.index]
+        row = row_group_videos(self.path, self.path.stat().st_mtime_ns, self.row_group)[self.index]
         return row["bytes"] if isinstance(row, dict) else row
 
 
 @lru_cache(maxsize=1)
-def row_group_videos(path: Path, row_group: int) -> list[Any]:
-    """The column `video` of a row group; the last one is kept, as clips come video by video."""
+def row_group_videos(path: Path, mtime_ns: int, row_group: int) -> list[Any]:
+    """The column `video` of a row group; the last one is kept until the file changes, as clips come video by video."""
     import pyarrow.parquet
 
     return pyarrow.parquet.ParquetFile(path).read_row_group(row_group, columns=["video"]).column(0).to_pylist()
@@ -239,7 +239,7 @@ def _open_parquet(path: Path) -> list[Video]:
         raise VideoError(f"{path}: has no readable column 'video' ({str(error).splitlines()[0]})") from error
     videos: list[Video] = []
     for row_group in range(num_row_groups):
-        for i, row in enumerate(row_group_videos(path, row_group)):
+        for i, row in enumerate(row_group_videos(path, path.stat().st_mtime_ns, row_group)):
             name = f"{path}[{len(videos)}]"
             value = row.get("bytes") or row.get("path") if isinstance(row, dict) else row
             if not isinstance(value, bytes | str):
