@@ -162,6 +162,72 @@ def read_frames(source: VideoSource, indices: Sequence[int] | np.ndarray) -> np.
     return frames
 
 
+def iterate_frames(source: VideoSource, image_fps: float = 25.0) -> Iterator[VideoFrame]:
+    """All frames in order, one at a time, as PyAV's: upright, in the pixel format they are stored in.
+
+    They are the frames that `read_frames` gives for the indices 0, 1, 2, ... Each has `pts`, `duration` and
+    `time_base`, which tell when and how long it is shown; where a video's times are missing, its rate does.
+
+    Args:
+        source: path of a video, its bytes, or a folder of image frames.
+        image_fps: frames per second of a folder of images.
+
+    Raises:
+        FileNotFoundError: there is nothing at that path.
+        VideoError: the source cannot be read, or not to its end.
+    """
+    if _is_folder(source):
+        paths = _frame_files(source)
+        height, width = _image_size(paths[0])
+        for i, path in enumerate(paths):
+            picture = _sized_like(read_image(path), height, width, path)
+            yield _timed(VideoFrame.from_ndarray(picture, format="rgb24"), i, 1, 1 / _as_fraction(image_fps))
+        return
+
+    index = _frame_index(source)
+    name = source_name(source)
+    num_decoded = 0
+    with _opened(source) as (container, stream):
+        for frame in _decoded(_packets(container, stream), stream, name):
+            if index.pts is not None and (frame.pts is None or frame.pts != index.pts[num_decoded]):
+                if frame.pts is not None and frame.pts < index.pts[num_decoded]:
+                    continue  # a leading frame whose reference is not in the file
+                break
+            _check_intact(frame, num_decoded, name)
+            upright = _upright(frame, index, f"{name}: frame {num_decoded}")
+            if index.pts is None or stream.time_base is None:
+                yield _timed(upright, num_decoded, 1, 1 / _as_fraction(index.fps))
+            else:
+                pts = index.pts[num_decoded : num_decoded + 2].tolist()
+                at_rate = max(1, round(1 / (_as_fraction(index.fps) * stream.time_base)))
+                duration = pts[1] - pts[0] if len(pts) == 2 else frame.duration or at_rate
+                yield _timed(upright, pts[0], duration, stream.time_base)
+            num_decoded += 1
+            if num_decoded == index.num_frames:
+                return
+    raise VideoError(f"{name}: only {num_decoded} of its {index.num_frames} frames can be decoded")
+
+
+def _as_fraction(fps: float) -> Fraction:
+    """25 is 25, and 29.97002997 is 30000/1001."""
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _timed(frame: VideoFrame, pts: int, duration: int, time_base: Fraction) -> VideoFrame:
+    frame.pts, frame.duration, frame.time_base = pts, duration, time_base
+    return frame
+
+
+def _upright(frame: VideoFrame, index: "_FrameIndex", name: str) -> VideoFrame:
+    """The frame as it is displayed: itself, or turned in RGB."""
+    if index.orientation != _Orientation(False, False, False, 0):
+        return VideoFrame.from_ndarray(np.ascontiguousarray(_picture(frame, index, name)), format="rgb24")
+    if (frame.width, frame.height) != (index.width, index.height):
+        got = f"{frame.width}x{frame.height}"
+        raise VideoError(f"{name}: is {got} pixels, but the first frame is {index.width}x{index.height}")
+    return frame
+
+
 def read_image(path: PathName) -> np.ndarray:
     """Read one image as uint8 RGB `(H, W, 3)`. EXIF orientation is not applied, transparency is dropped.
 

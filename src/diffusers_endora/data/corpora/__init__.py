@@ -1,0 +1,43 @@
+"""The corpora of the paper, the diagnosis benchmark and the phantom, as builders of `datasets`.
+
+    from diffusers_endora.data.corpora import load_corpus_builder
+    builder = load_corpus_builder("colonoscopic", "clips", data_dir="RAW")
+    builder.download_and_prepare()
+    rows = builder.as_dataset("train")
+
+`endora prepare` writes the same rows to files that `load_dataset` reads.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .corpus import CorpusBuilder
+
+# name on the command line -> class, in the module of that name
+CORPORA = {
+    "cholectriplet": "CholecTriplet",
+    "colonoscopic": "Colonoscopic",
+    "kvasir_capsule": "KvasirCapsule",
+    "phantom": "Phantom",
+    "polypdiag": "PolypDiag",
+}
+
+
+def corpus_class(name: str) -> "type[CorpusBuilder]":
+    """The builder class of a corpus.
+
+    Raises:
+        ValueError: there is no such corpus, or the package datasets is missing.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"{name}: is no corpus; expected one of {', '.join(CORPORA)}.")
+    try:
+        return getattr(importlib.import_module(f".{name}", __name__), CORPORA[name])
+    except ModuleNotFoundError as error:
+        raise ValueError(f'needs {error.name}: pip install "diffusers-endora[train]"') from error
+
+
+def load_corpus_builder(name: str, config_name: str = "videos", **options: Any) -> "CorpusBuilder":
+    """A builder of `datasets`; options are `data_dir`, `cache_dir` and those of the corpus' config."""
+    return corpus_class(name)(config_name=config_name, **options)

@@ -1,0 +1,111 @@
+"""The phantom corpus: rendered colons with depth, camera and labels, made on demand and free of any licence."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from av.video.frame import VideoFrame
+from datasets import Array2D, Array3D, ClassLabel, List, Value
+
+from ..phantom import CLASSES, render_phantom_clip
+from ..transcode import encode_frames
+from ..video_io import read_video_info
+from .corpus import CorpusBuilder, CorpusConfig, CorpusError, CorpusFolder, Row, SourceVideo, row_of_file, windows
+
+_PER_FRAME = ("depth", "camera_to_world", "polyp_visible", "instrument_visible")
+_FPS = 8
+
+
+@dataclass
+class PhantomConfig(CorpusConfig):
+    """What is rendered: video `i` from seed `seed + i`, its class being the remainder of `i` by three."""
+
+    num_videos: int = 90
+    num_frames: int = 64
+    height: int = 128
+    width: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_videos", "num_frames", "height", "width"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a positive integer")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed={self.seed!r}: expected a non-negative integer")
+        if self.short_side is not None and self.short_side < min(self.height, self.width):
+            raise ValueError(
+                f"short_side={self.short_side}: the phantom is rendered at the size that height and width say"
+            )
+
+
+class Phantom(CorpusBuilder):
+    """Rows of rendered colons. Splits are by seed: of ten videos in a row the ninth is `validation`, the tenth `test`.
+
+    `depth` is float32 `(F, H, W)` in mm, `camera_to_world` `(F, 4, 4)`, `intrinsics` `(3, 3)`; see `PhantomClip`.
+    """
+
+    CORPUS = "phantom"
+    MAY_BE_PUBLISHED = True
+    TERMS = "Apache-2.0; rendered, no patient is shown"
+    BUILDER_CONFIG_CLASS = PhantomConfig
+    BUILDER_CONFIGS = [PhantomConfig(name="videos"), PhantomConfig(name="clips", kind="clips", clip_length=16)]
+
+    @classmethod
+    def label_features(cls, config: Any) -> dict[str, Any]:
+        return {
+            "label": ClassLabel(names=list(CLASSES)),
+            "depth": Array3D((None, config.height, config.width), "float32"),
+            "camera_to_world": Array3D((None, 4, 4), "float32"),
+            "intrinsics": Array2D((3, 3), "float32"),
+            "polyp_visible": List(Value("bool")),
+            "instrument_visible": List(Value("bool")),
+        }
+
+    @classmethod
+    def read_folder(cls, data_dir: Path | None, config: Any) -> CorpusFolder:
+        if data_dir is not None:
+            raise CorpusError(f"{data_dir}: the phantom is rendered and takes no folder.")
+        videos = []
+        for i in range(config.num_videos):
+            label, seed = CLASSES[i % len(CLASSES)], config.seed + i
+            video_id = f"{label}_{seed:06d}"
+            split = {8: "validation", 9: "test"}.get(i % 10, "train")
+            videos.append(SourceVideo(video_id, Path(f"{video_id}.mp4"), split, f"seed {seed}", {"label": label}))
+        return CorpusFolder("rendered colons", videos)
+
+    @classmethod
+    def write_rows(cls, video: SourceVideo, folder: Path, config: Any) -> list[Row]:
+        label = video.labels["label"]
+        seed = int(video.video_id.rpartition("_")[2])
+        size = (config.num_frames, config.height, config.width)
+        clip = render_phantom_clip(seed, *size, polyp=label == "polyp", instrument=label == "instrument", fps=_FPS)
+        parts = windows(config.num_frames, config.clip_length) if config.kind == "clips" else [(0, config.num_frames)]
+        rows = []
+        for i, (start, stop) in enumerate(parts):
+            path = folder / f"{i}.mp4"
+            encode_frames(path, timed_frames(clip.frames[start:stop]), None, config.quality)
+            truth = {name: getattr(clip, name)[start:stop] for name in _PER_FRAME}
+            np.savez_compressed(folder / f"{i}.npz", **truth, intrinsics=clip.intrinsics[0])
+            info = read_video_info(path)
+            rows.append(row_of_file(path.name, start, info, info) | {"source_frames": config.num_frames})
+        return rows
+
+    @classmethod
+    def complete_row(cls, video: SourceVideo, row: Row, folder: Path, embed: bool = True) -> tuple[str, Row]:
+        key, complete = super().complete_row(video, row, folder, embed)
+        with np.load((folder / row["file"]).with_suffix(".npz")) as truth:
+            complete |= {name: truth[name] for name in (*_PER_FRAME, "intrinsics")}
+        return key, complete
+
+
+def timed_frames(frames: np.ndarray) -> Iterator[VideoFrame]:
+    """PyAV frames from uint8 RGB `(F, H, W, 3)`, with times."""
+    for i, picture in enumerate(frames):
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        frame.pts, frame.duration, frame.time_base = i, 1, Fraction(1, _FPS)
+        yield frame
