@@ -290,7 +290,7 @@ def test_rows_of_paths_and_bytes(tmp_path):
         item = dataset[index]
         assert origins(item["video"])[0][0] == video
         assert item["class_labels"].tolist()[0] == grade
-    with pytest.raises(ValueError, match=r"row 0: label=None: expected an integer label"):
+    with pytest.raises(ValueError, match=r"label_column='label': expected labels, but no row has one"):
         ClipDataset(rows, class_labels=True)
     with pytest.raises(ValueError, match=r"the rows: .*such as row 0: column 'clip': expected .* got NoneType"):
         ClipDataset(rows, video_column="clip")
@@ -316,8 +316,11 @@ def test_a_datasets_dataset(decode, tmp_path):
         assert item["class_labels"] == [1, 0, 1][index]
     with pytest.raises(ValueError, match=r"label_column='kind': expected one of the columns video, label"):
         ClipDataset(rows, class_labels=True, label_column="kind")
-    for bad in (datasets.DatasetDict(train=rows), rows.to_iterable_dataset()):
-        with pytest.raises(ValueError, match=r"expected a folder, a datasets.Dataset \(one split, not streaming\)"):
+    assert len(ClipDataset(datasets.DatasetDict(train=rows), resolution=8)) == 48
+    with pytest.raises(ValueError, match=r"split='test': expected one of train"):
+        ClipDataset(datasets.DatasetDict(train=rows), split="test")
+    for bad in ({"video": videos}, iter(videos), 3):
+        with pytest.raises(ValueError, match=r"expected a folder, a datasets.Dataset or IterableDataset, or a list"):
             ClipDataset(bad)
 
 
@@ -510,3 +513,128 @@ def test_equal_frame_ids_mean_equal_pixels(tmp_path):
         for frame_id, frame in zip(item["frame_ids"].tolist(), item["video"], strict=True):
             assert torch.equal(pixels.setdefault(frame_id, frame), frame)
     assert len(pixels) > 2 * 40  # frames, mirrored frames and still images are told apart
+
+
+# --- evaluation, shards and resuming ---------------------------------------------------------------------------------
+
+
+def test_fixed_starts_are_spread_from_the_first_to_the_last_place():
+    assert clips.fixed_starts(100, 48, 3).tolist() == [0, 26, 52]
+    assert clips.fixed_starts(100, 48, 1).tolist() == [0]
+    assert clips.fixed_starts(49, 48, 5).tolist() == [0, 1]
+    assert clips.fixed_starts(48, 48, 5).tolist() == [0]
+
+
+def test_fixed_offsets_have_no_chance_in_them(tmp_path):
+    root = write_corpus(tmp_path, [100, 20, 49])
+    dataset = ClipDataset(root, resolution=8, fixed_offsets=True, clips_per_video=3)
+    assert len(dataset) == 3 + 1 + 2
+    starts = [(0, 0), (0, 26), (0, 52), (1, 0), (2, 0), (2, 1)]
+    for epoch in (0, 5):
+        dataset.set_epoch(epoch)
+        assert [origins(item["video"])[0] for item in dataset] == starts
+        assert not any(is_flipped(item["video"]).any() for item in dataset)
+    assert [frame for _, frame in origins(dataset[1]["video"])] == [
+        26 + i for i in (0, 3, 6, 9, 12, 15, 18, 21, 25, 28, 31, 34, 37, 40, 43, 47)
+    ]
+    strided = ClipDataset(root, num_frames=4, frame_interval=5, resolution=8, fixed_offsets=True, clips_per_video=2)
+    assert [origins(item["video"]) for item in strided][1] == [(0, frame) for frame in (84, 89, 94, 99)]
+    with pytest.raises(ValueError, match="clips_per_video=2: is for fixed_offsets"):
+        ClipDataset(root, clips_per_video=2)
+    assert len(ClipDataset(root, resolution=8, clips_per_video=2, epoch_over="videos")) == 6
+
+
+def test_nothing_takes_the_place_of_a_damaged_clip_at_fixed_offsets(tmp_path):
+    root = write_corpus(tmp_path, [20, 20])
+    (root / "01" / "000007.png").write_bytes(b"no image")
+    dataset = ClipDataset(root, resolution=8, num_frames=4, frame_interval=1, fixed_offsets=True, clips_per_video=17)
+    assert origins(dataset[17]["video"])[0] == (1, 0)
+    with pytest.raises(VideoError, match=r"000007\.png: cannot be read"):
+        dataset[17 + 7]
+
+
+def shards(tmp_path: Path) -> Path:
+    """Parquet files of two splits, with numbers of frames."""
+    datasets = pytest.importorskip("datasets")
+    for split, first in (("train", 0), ("test", 3)):
+        rows = [
+            {
+                "video": {
+                    "path": f"{v}.mkv",
+                    "bytes": write_video(tmp_path / f"{v}.mkv", marked_frames(v, 20), 25, "ffv1").read_bytes(),
+                },
+                "label": v if v != 1 else None,
+                "num_frames": 20,
+            }
+            for v in range(first, first + 3)
+        ]
+        features = datasets.Features(
+            {
+                "video": datasets.Video(decode=False),
+                "label": datasets.ClassLabel(num_classes=6),
+                "num_frames": datasets.Value("int64"),
+            }
+        )
+        datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / f"{split}-0.parquet")
+    for path in tmp_path.glob("*.mkv"):
+        path.unlink()
+    return tmp_path
+
+
+def test_a_folder_of_shards(tmp_path, caplog, monkeypatch):
+    root = shards(tmp_path)
+    monkeypatch.setattr(clips, "read_video_info", None)  # not needed: the rows say how many frames there are
+    train, test = ClipDataset(root, resolution=8), ClipDataset(str(root), resolution=8, split="test")
+    assert [origins(dataset[1]["video"])[0][0] for dataset in (train, test)] == [1, 4]
+    labelled = ClipDataset(root, resolution=8, class_labels=True)
+    assert (labelled.num_videos, labelled.num_unlabelled, labelled.num_classes) == (2, 1, 6)
+    assert [int(labelled[i]["class_labels"]) for i in range(2)] == [0, 2]
+    assert "1 of 3 rows have no label" in caplog.text
+    with pytest.raises(ValueError, match=r"cannot be loaded \(.*validation"):
+        ClipDataset(root, split="validation")
+
+
+def test_a_row_that_states_too_many_frames_is_replaced(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    video = write_video(tmp_path / "0.mkv", marked_frames(0, 20), 25, "ffv1").read_bytes()
+    other = write_video(tmp_path / "1.mkv", marked_frames(1, 20), 25, "ffv1").read_bytes()
+    rows = datasets.Dataset.from_dict({"video": [video, other], "num_frames": [500, 20]})
+    dataset = ClipDataset(rows, resolution=8)
+    dataset._epoch.fill_(1)
+    drawn = {origins(dataset[i]["video"])[0][0] for i in range(0, 40, 2)}
+    assert drawn == {1}
+    assert "its 20 frames are 0 to 19" in dataset.broken_files["row 0"]
+
+
+def test_no_such_folder_and_no_such_dataset(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=r"nobody/nothing: is no folder here, and cannot be loaded from the Hub \("):
+        ClipDataset("nobody/nothing")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stateful_data_loader_goes_on_with_the_very_next_batch(num_workers, tmp_path):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    root = write_corpus(tmp_path, [60, 60, 60])
+
+    def loader():
+        dataset = ClipDataset(root, resolution=8, num_still_images=1, epoch_over="videos", clips_per_video=4)
+        generator = torch.Generator().manual_seed(0)
+        return dataset, stateful.StatefulDataLoader(
+            dataset, batch_size=2, shuffle=True, num_workers=num_workers, generator=generator
+        )
+
+    dataset, whole = loader()
+    dataset.set_epoch(2)
+    expected = [batch["video"] for batch in whole]
+    assert len(expected) == 6
+    dataset, interrupted = loader()
+    dataset.set_epoch(2)
+    batches = iter(interrupted)
+    for i in range(3):
+        assert torch.equal(next(batches)["video"], expected[i])
+    _, resumed = loader()  # in epoch 0, until the state says otherwise
+    resumed.load_state_dict(interrupted.state_dict())
+    rest = [batch["video"] for batch in resumed]
+    assert len(rest) == 3
+    assert all(torch.equal(*pair) for pair in zip(rest, expected[3:], strict=True))

@@ -7,10 +7,9 @@ Facts of the official loader are from CUHK-AIM-Group/Endora (`datasets/*_image_d
 import logging
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .clip_rows import Rows, choose_columns, is_stream, label_of, open_source, stated_num_frames, undecoded, video_of
 from .video_io import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -32,8 +32,6 @@ from .video_io import (
 )
 
 logger = logging.getLogger(__name__)
-
-Rows: TypeAlias = Sequence[dict[str, Any]]  # or a datasets.Dataset
 
 _PROGRESS_BAR_FROM = 200  # videos
 _DECODED_AT_A_TIME = 2**28  # bytes of full-size frames held while a video is brought into memory
@@ -86,6 +84,15 @@ def sample_strided(total: int, num_frames: int, frame_interval: int, rng: np.ran
         )
     start = int(rng.integers(0, total - span, endpoint=True))
     return start + frame_interval * np.arange(num_frames, dtype=np.int64)
+
+
+def fixed_starts(total: int, span: int, num_clips: int) -> np.ndarray:
+    """Where clips that span `span` frames start, spread evenly from the first possible place to the last.
+
+    Returns:
+        int64, ascending: `num_clips`, or as many as there are places; one clip starts at 0.
+    """
+    return np.linspace(0, total - span, min(num_clips, total - span + 1)).round().astype(np.int64)
 
 
 # --- which pixels ----------------------------------------------------------------------------------------------------
@@ -180,86 +187,27 @@ class _Source:
     name: str
     location: Path | int  # a path, or the number of a row
     label: int | None
-    num_frames: int = 0  # of a video that has been opened
+    num_frames: int = 0  # of a video that has been opened, or whose row states it
 
 
-class ClipDataset(Dataset[dict[str, torch.Tensor]]):
-    """Clips of 16 frames with, on request, still images for joint training and class labels.
+class ClipSampler:
+    """What the two datasets have in common: which frames of a video make a clip, and in which form.
 
-    **Items.** `dataset[i]` is a dict that PyTorch's default collate function can batch:
-
-    - `video`: float32 `(num_frames + num_still_images, 3, H, W)` in [-1, 1], the clip's frames first;
-    - `frame_ids`: int64 `(num_frames + num_still_images,)`; frames with the same number have the same pixels;
-    - `class_labels` (with `class_labels=True`): int64 `()`, or `(1 + num_still_images,)` when there are still images:
-      the clip's label, then each still image's.
-
-    **Epochs.** As officially, an epoch has as many items as the corpus has frames, and item `i` is a clip of video
-    `i % num_videos`: all videos are drawn equally often, however long they are, each time with another window. With
-    `epoch_over="videos"` an epoch draws each video once.
-
-    **Still images.** All frames of the usable videos are shuffled once (by `seed`). Item `i` gets the
-    `num_still_images` neighbours from entry `i` of that list on; in epoch `e`, from entry `e * len(dataset) + i` on,
-    counted around the list. They are not flipped. Seeking single frames in long groups of pictures is slow: with
-    `still_images=` they come from a folder of image files instead, as officially.
-
-    **Repeatability.** An item is a function of `(seed, epoch, index)` alone: neither the number of workers or
-    processes nor an interruption changes it. Call `set_epoch` before each epoch; persistent workers see it.
-    (`accelerate` forwards its own `set_epoch` to the dataset in some set-ups only, so a training script should call
-    this one itself.)
-
-    **Broken files** never end a run or enter a batch. Files that cannot be opened and videos shorter than a clip are
-    found when the dataset is built, from the packets and the first frame, and left out. A file that turns out to be
-    damaged when frames are decoded is logged once and kept in `broken_files`; the clip is replaced by one of another
-    video, drawn from the item's own random numbers. Its intact parts stay in use.
-
-    Args:
-        source: a folder (see `find_videos`), or rows: a `datasets.Dataset` or a list of dicts whose `video_column`
-            holds `{"path": ..., "bytes": ...}`, as `datasets.Video(decode=False)` gives, or a path.
-        num_frames: frames in a clip.
-        resolution: side of the square, or `(height, width)`, in pixels.
-        frame_interval: take every `frame_interval`-th frame instead of spreading the clip over `window`.
-        window: frames that a clip is spread over, see `sample_window`. Unused with `frame_interval`.
-        num_still_images: still images in an item.
-        still_images: folder with image files, searched recursively. With class labels, one sub-folder per class.
-        horizontal_flip: mirror a clip as a whole with probability 0.5.
-        antialias: see `resize_and_crop_clip`.
-        class_labels: give labels. In a folder the label is the first sub-folder on the way to the video, numbered in
-            alphabetical order; in rows it is the integer in `label_column`.
-        video_column: column of the rows that holds the video.
-        label_column: column of the rows that holds the label.
-        epoch_over: `"frames"` or `"videos"`: the length of an epoch.
-        cache_gb: memory, per process, for videos that are decoded once and kept, resized, in both orientations. Serves
-            clips as long as it lasts, video by video; a frame of 128x128 takes 0.4 MB. Items do not depend on it.
-        seed: non-negative; all random choices derive from it.
-
-    Attributes:
-        num_videos: usable videos.
-        total_frames: frames in the usable videos.
-        class_names: names of the labels, or None.
-        too_short: name -> number of frames, of the videos that are shorter than a clip.
-        num_ignored_files: files in the folder that belong to no video.
-
-    Raises:
-        ValueError: an argument is not as described, or there is no usable video; the message says what was found.
+    See `ClipDataset` for the arguments.
     """
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | Rows,
-        num_frames: int = 16,
-        resolution: int | tuple[int, int] = 128,
-        frame_interval: int | None = None,
-        window: int = 48,
-        num_still_images: int = 0,
-        still_images: str | os.PathLike[str] | None = None,
-        horizontal_flip: bool = True,
-        antialias: bool = False,
-        class_labels: bool = False,
-        video_column: str = "video",
-        label_column: str = "label",
-        epoch_over: Literal["frames", "videos"] = "frames",
-        cache_gb: float = 0.0,
-        seed: int = 0,
+        num_frames: int,
+        resolution: int | tuple[int, int],
+        frame_interval: int | None,
+        window: int,
+        num_still_images: int,
+        horizontal_flip: bool,
+        antialias: bool,
+        fixed_offsets: bool,
+        clips_per_video: int,
+        seed: int,
     ) -> None:
         self.height, self.width = (resolution, resolution) if isinstance(resolution, int) else resolution
         if min(self.height, self.width) < 1:
@@ -272,39 +220,214 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             raise ValueError(f"window={window}: expected at least num_frames={num_frames}")
         if num_still_images < 0:
             raise ValueError(f"num_still_images={num_still_images}: expected an integer from 0 up")
-        if still_images is not None and num_still_images == 0:
-            raise ValueError("num_still_images=0 with a folder of still_images: expected how many an item takes")
-        if epoch_over not in ("frames", "videos"):
-            raise ValueError(f"epoch_over={epoch_over!r}: expected 'frames' or 'videos'")
+        if clips_per_video < 1:
+            raise ValueError(f"clips_per_video={clips_per_video}: expected a positive integer")
         if seed < 0:
             raise ValueError(f"seed={seed}: expected an integer from 0 up")
-
         self.num_frames = num_frames
         self.frame_interval = frame_interval
         self.window = window
         self.num_still_images = num_still_images
         self.horizontal_flip = horizontal_flip
         self.antialias = antialias
+        self.fixed_offsets = fixed_offsets
+        self.clips_per_video = clips_per_video
+        self.seed = seed
+        self.class_names: list[str] | None = None
+        # In shared memory, so that data workers see a new epoch
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that items belong to from now on; reaches the persistent workers of a DataLoader too."""
+        if epoch < 0:
+            raise ValueError(f"epoch={epoch}: expected an integer from 0 up")
+        self._epoch.fill_(epoch)
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many labels there are, or None where that is not known."""
+        return None if self.class_names is None else len(self.class_names)
+
+    @property
+    def shortest_video(self) -> int:
+        """Frames that a video needs for a clip."""
+        return self.num_frames if self.frame_interval is None else (self.num_frames - 1) * self.frame_interval + 1
+
+    def draw_frames(self, total: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """Indices of a random clip of a video of `total` frames, and whether it is mirrored."""
+        if self.frame_interval is None:
+            indices = sample_window(total, self.num_frames, self.window, rng)
+        else:
+            indices = sample_strided(total, self.num_frames, self.frame_interval, rng)
+        return indices, bool(self.horizontal_flip and rng.random() < 0.5)
+
+    def num_fixed_clips(self, total: int) -> int:
+        """How many clips a video of `total` frames gives with `fixed_offsets`."""
+        return min(self.clips_per_video, total - self._fixed_span(total) + 1)
+
+    def fixed_frames(self, total: int, number: int) -> np.ndarray:
+        """Indices of clip `number` of the `num_fixed_clips(total)` of a video."""
+        span = self._fixed_span(total)
+        start = fixed_starts(total, span, self.clips_per_video)[number]
+        return np.linspace(start, start + span - 1, self.num_frames).astype(np.int64)
+
+    def _fixed_span(self, total: int) -> int:
+        return min(self.window, total) if self.frame_interval is None else self.shortest_video
+
+    def resized(self, frames: np.ndarray) -> torch.Tensor:
+        """Frames `(F, H, W, 3)` as the pixels of a clip."""
+        return resize_and_crop_clip(frames, self.height, self.width, self.antialias)
+
+
+class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
+    """Clips of 16 frames with, on request, still images for joint training and class labels.
+
+    **Items.** `dataset[i]` is a dict that PyTorch's default collate function can batch:
+
+    - `video`: float32 `(num_frames + num_still_images, 3, H, W)` in [-1, 1], the clip's frames first;
+    - `frame_ids`: int64 `(num_frames + num_still_images,)`; frames with the same number have the same pixels;
+    - `class_labels` (with `class_labels=True`): int64 `()`, or `(1 + num_still_images,)` when there are still images:
+      the clip's label, then each still image's.
+
+    **Epochs.** As officially, an epoch has as many items as the corpus has frames, and item `i` is a clip of video
+    `i % num_videos`: all videos are drawn equally often, however long they are, each time with another window. With
+    `epoch_over="videos"` an epoch draws each video `clips_per_video` times.
+
+    **Evaluation.** With `fixed_offsets` an item has no chance in it and is the same in every epoch: each video gives
+    `clips_per_video` clips, or as many as it has places for, spread evenly from its first to its last possible
+    window, never mirrored, in the order of the videos. Nothing takes the place of a damaged clip: it is an error.
+
+    **Streams.** For a `datasets.IterableDataset`, or with `streaming=True`, the call gives a `StreamingClipDataset`,
+    which reads shards one after the other and keeps none; see there.
+
+    **Still images.** All frames of the usable videos are shuffled once (by `seed`). Item `i` gets the
+    `num_still_images` neighbours from entry `i` of that list on; in epoch `e`, from entry `e * len(dataset) + i` on,
+    counted around the list. They are not flipped. Seeking single frames in long groups of pictures is slow: with
+    `still_images=` they come from a folder of image files instead, as officially.
+
+    **Repeatability.** An item is a function of `(seed, epoch, index)` alone: neither the number of workers or
+    processes nor an interruption changes it. Call `set_epoch` before each epoch; persistent workers see it.
+    (`accelerate` forwards its own `set_epoch` to the dataset in some set-ups only, so a training script should call
+    this one itself.) A `torchdata.stateful_dataloader.StatefulDataLoader` goes on with the very next item.
+
+    **Broken files** never end a run or enter a batch. Files that cannot be opened and videos shorter than a clip are
+    found when the dataset is built, from the packets and the first frame, and left out. A file that turns out to be
+    damaged when frames are decoded is logged once and kept in `broken_files`; the clip is replaced by one of another
+    video, drawn from the item's own random numbers. Its intact parts stay in use.
+
+    Args:
+        source: a folder of videos (see `find_videos`); a folder of Parquet or WebDataset shards, as `endora prepare`
+            writes; the id of a dataset on the Hub; or rows: a `datasets.Dataset` or a list of dicts whose
+            `video_column` holds `{"path": ..., "bytes": ...}`, as `datasets.Video(decode=False)` gives, or a path. A
+            column `num_frames` is taken at its word, so that videos need not be opened to be counted.
+        num_frames: frames in a clip.
+        resolution: side of the square, or `(height, width)`, in pixels.
+        frame_interval: take every `frame_interval`-th frame instead of spreading the clip over `window`.
+        window: frames that a clip is spread over, see `sample_window`. Unused with `frame_interval`.
+        num_still_images: still images in an item.
+        still_images: folder with image files, searched recursively. With class labels, one sub-folder per class.
+        horizontal_flip: mirror a clip as a whole with probability 0.5.
+        antialias: see `resize_and_crop_clip`.
+        class_labels: give labels. In a folder the label is the first sub-folder on the way to the video, numbered in
+            alphabetical order; in rows it is the integer in `label_column`. Rows whose label is None are left out.
+        video_column: column of the rows that holds the video; None: `video`, or the only one of that type.
+        label_column: column of the rows that holds the label; None: `label`, or WebDataset's `cls`.
+        epoch_over: `"frames"` or `"videos"`: the length of an epoch.
+        fixed_offsets: clips for evaluation, see above.
+        clips_per_video: clips that a video gives in an epoch, with `fixed_offsets` or `epoch_over="videos"`.
+        cache_gb: memory, per process, for videos that are decoded once and kept, resized, in both orientations. Serves
+            clips as long as it lasts, video by video; a frame of 128x128 takes 0.4 MB. Items do not depend on it.
+        seed: non-negative; all random choices derive from it.
+        split: of a folder of shards or a dataset of the Hub; None: `"train"`.
+        streaming: see above.
+
+    Attributes:
+        num_videos: usable videos.
+        total_frames: frames in the usable videos.
+        class_names: names of the labels, or None.
+        too_short: name -> number of frames, of the videos that are shorter than a clip.
+        num_ignored_files: files in the folder that belong to no video.
+        num_unlabelled: rows that are left out because they have no label.
+
+    Raises:
+        ValueError: an argument is not as described, or there is no usable video; the message says what was found.
+    """
+
+    def __new__(cls, source: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """A `StreamingClipDataset` for a stream; a DataLoader tells the two apart by their class."""
+        if kwargs.get("streaming") or is_stream(source):
+            from .streaming_clips import StreamingClipDataset
+
+            if args:
+                raise ValueError("arguments of a stream of clips: expected them by name")
+            return StreamingClipDataset(source, **{k: v for k, v in kwargs.items() if k != "streaming"})
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | Rows | Any,
+        num_frames: int = 16,
+        resolution: int | tuple[int, int] = 128,
+        frame_interval: int | None = None,
+        window: int = 48,
+        num_still_images: int = 0,
+        still_images: str | os.PathLike[str] | None = None,
+        horizontal_flip: bool = True,
+        antialias: bool = False,
+        class_labels: bool = False,
+        video_column: str | None = None,
+        label_column: str | None = None,
+        epoch_over: Literal["frames", "videos"] = "frames",
+        fixed_offsets: bool = False,
+        clips_per_video: int = 1,
+        cache_gb: float = 0.0,
+        seed: int = 0,
+        split: str | None = None,
+        streaming: bool = False,
+    ) -> None:
+        super().__init__(
+            num_frames,
+            resolution,
+            frame_interval,
+            window,
+            num_still_images,
+            horizontal_flip,
+            antialias,
+            fixed_offsets,
+            clips_per_video,
+            seed,
+        )
+        if still_images is not None and num_still_images == 0:
+            raise ValueError("num_still_images=0 with a folder of still_images: expected how many an item takes")
+        if epoch_over not in ("frames", "videos"):
+            raise ValueError(f"epoch_over={epoch_over!r}: expected 'frames' or 'videos'")
+        if clips_per_video != 1 and epoch_over == "frames" and not fixed_offsets:
+            raise ValueError(
+                f"clips_per_video={clips_per_video}: is for fixed_offsets or epoch_over='videos'; the length of an "
+                "epoch over frames is their number"
+            )
         self.epoch_over = epoch_over
         self._cache: dict[int, torch.Tensor] = {}  # video -> both orientations of all its frames, (2, n, 3, H, W)
         self._cache_room = round(cache_gb * 1e9)
         self._uncached: set[int] = set()
-        self.seed = seed
-        self.class_names: list[str] | None = None
         self.num_ignored_files = 0
         self.too_short: dict[str, int] = {}
         self._unreadable: dict[str, str] = {}
+        self.num_unlabelled = 0
         self._rows: Rows = []
-        self._video_column = video_column
+        self._video_column = ""
 
-        if isinstance(source, str | os.PathLike):
-            found = self._found_in_folder(Path(source), class_labels)
+        opened = open_source(source, split, streaming=False)
+        if isinstance(opened, Path):
+            found = self._found_in_folder(opened, class_labels)
         else:
-            found = self._found_in_rows(source, class_labels, label_column)
+            found = self._found_in_rows(opened, class_labels, video_column, label_column)
         self._videos = self._usable(found, os.fspath(source) if isinstance(source, str | os.PathLike) else "the rows")
         self.num_videos = len(self._videos)
         self._first_frame = np.cumsum([0] + [video.num_frames for video in self._videos])  # number within the corpus
         self.total_frames = int(self._first_frame[-1])
+        if fixed_offsets:
+            self._first_clip = np.cumsum([0] + [self.num_fixed_clips(video.num_frames) for video in self._videos])
 
         self._still_images = [] if still_images is None else self._found_still_images(Path(still_images))
         self._still_order = np.empty(0, dtype=np.int64)
@@ -312,13 +435,14 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             num_entries = self.total_frames if still_images is None else len(self._still_images)
             self._still_order = np.random.default_rng(seed).permutation(num_entries)
 
-        # In shared memory: workers see a new epoch, and the training process sees which files they found damaged.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        # In shared memory: the training process sees which files its data workers found damaged.
         self._is_damaged = torch.zeros(self.num_videos + len(self._still_images), dtype=torch.bool).share_memory_()
         self._damage: dict[int, str] = {}
 
     def __len__(self) -> int:
-        return self.total_frames if self.epoch_over == "frames" else self.num_videos
+        if self.fixed_offsets:
+            return int(self._first_clip[-1])
+        return self.total_frames if self.epoch_over == "frames" else self.num_videos * self.clips_per_video
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not 0 <= index < len(self):
@@ -335,16 +459,13 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             item["class_labels"] = torch.tensor(labels if stills else label, dtype=torch.int64)
         return item
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that items belong to from now on; reaches the persistent workers of a DataLoader too."""
-        if epoch < 0:
-            raise ValueError(f"epoch={epoch}: expected an integer from 0 up")
-        self._epoch.fill_(epoch)
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, which a `StatefulDataLoader` keeps beside the position that its sampler has."""
+        return {"epoch": int(self._epoch)}
 
-    @property
-    def num_classes(self) -> int | None:
-        """How many labels there are, or None without `class_labels`."""
-        return None if self.class_names is None else len(self.class_names)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on in the epoch of a `state_dict`."""
+        self.set_epoch(state_dict["epoch"])
 
     @property
     def broken_files(self) -> dict[str, str]:
@@ -362,24 +483,25 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
     def _clip(self, epoch: int, index: int) -> tuple[torch.Tensor, list[int], int | None]:
         """The clip of an item, float32 `(num_frames, 3, H, W)`, the ids of its frames, and its label."""
+        if self.fixed_offsets:
+            i = int(np.searchsorted(self._first_clip, index, side="right")) - 1
+            indices = self.fixed_frames(self._videos[i].num_frames, index - int(self._first_clip[i]))
+            return self._pixels(i, indices, False), self._frame_ids(i, indices, False), self._videos[i].label
         for attempt in range(_MAX_ATTEMPTS):
             rng = np.random.default_rng((self.seed, epoch, index, 0, attempt))
             i = int(rng.integers(self.num_videos)) if attempt else index % self.num_videos
-            video = self._videos[i]
-            if self.frame_interval is None:
-                indices = sample_window(video.num_frames, self.num_frames, self.window, rng)
-            else:
-                indices = sample_strided(video.num_frames, self.num_frames, self.frame_interval, rng)
-            is_flipped = self.horizontal_flip and rng.random() < 0.5
+            indices, is_flipped = self.draw_frames(self._videos[i].num_frames, rng)
             try:
                 clip = self._pixels(i, indices, is_flipped)
             except (ValueError, OSError) as error:
                 self._report_damage(i, error)
                 continue
-            # A frame has three ids: as it is, mirrored, and as a still image, which is resized by another filter
-            frame_ids = 3 * (self._first_frame[i] + indices) + is_flipped
-            return clip, frame_ids.tolist(), video.label
+            return clip, self._frame_ids(i, indices, is_flipped), self._videos[i].label
         raise self._too_much_damage()
+
+    def _frame_ids(self, i: int, indices: np.ndarray, is_flipped: bool) -> list[int]:
+        """A frame has three ids: as it is, mirrored, and as a still image, which is resized by another filter."""
+        return (3 * (self._first_frame[i] + indices) + is_flipped).tolist()
 
     def _pixels(self, i: int, indices: np.ndarray, is_flipped: bool) -> torch.Tensor:
         """Frames of video `i`, mirrored or not, float32 `(len(indices), 3, H, W)` in [-1, 1], from memory if kept."""
@@ -388,7 +510,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         if i in self._cache:
             return self._cache[i][int(is_flipped), torch.from_numpy(indices)]
         frames = read_frames(self._open(self._videos[i]), indices)
-        return self._resized(frames[:, :, ::-1] if is_flipped else frames)
+        return self.resized(frames[:, :, ::-1] if is_flipped else frames)
 
     def _keep(self, i: int) -> None:
         """Decodes all of video `i` into memory if there is room; a video that has damage anywhere is not kept."""
@@ -404,16 +526,13 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             at_a_time = max(16, _DECODED_AT_A_TIME // (info.height * info.width * 3))
             for first in range(0, num_frames, at_a_time):
                 frames = read_frames(source, range(first, min(first + at_a_time, num_frames)))
-                kept[0, first : first + len(frames)] = self._resized(frames)
-                kept[1, first : first + len(frames)] = self._resized(frames[:, :, ::-1])
+                kept[0, first : first + len(frames)] = self.resized(frames)
+                kept[1, first : first + len(frames)] = self.resized(frames[:, :, ::-1])
         except (ValueError, OSError):
             self._uncached.add(i)  # its intact frames are still read one clip at a time
             return
         self._cache[i] = kept
         self._cache_room -= size
-
-    def _resized(self, frames: np.ndarray) -> torch.Tensor:
-        return resize_and_crop_clip(frames, self.height, self.width, self.antialias)
 
     def _still(self, epoch: int, index: int, slot: int) -> tuple[torch.Tensor, int, int | None]:
         """One still image of an item, float32 `(3, H, W)`, its id, and its label."""
@@ -442,13 +561,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         """What the functions of `video_io` take: a path or bytes."""
         if isinstance(video.location, Path):
             return video.location
-        value = self._rows[video.location].get(self._video_column)
-        if isinstance(value, dict):
-            value = value.get("path") if value.get("bytes") is None else value["bytes"]
-        if not isinstance(value, str | bytes | os.PathLike):
-            got = type(value).__name__
-            raise VideoError(f"column {self._video_column!r}: expected {{'path', 'bytes'}} or a path, got {got}")
-        return value
+        return video_of(self._rows[video.location], self._video_column)
 
     def _name(self, i: int) -> str:
         """Name of a video, or of a still image, which are numbered after the videos."""
@@ -491,36 +604,44 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             raise ValueError(f"{path}: {name!r} is not a class; expected one of {', '.join(self.class_names)}")
         return self.class_names.index(name)
 
-    def _found_in_rows(self, rows: Rows, class_labels: bool, label_column: str) -> list[_Source]:
+    def _found_in_rows(
+        self, rows: Any, class_labels: bool, video_column: str | None, label_column: str | None
+    ) -> list[_Source]:
         if isinstance(rows, dict) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise ValueError(
-                f"source is a {type(rows).__name__}: expected a folder, a datasets.Dataset (one split, not streaming) "
-                "or a list of rows"
+                f"source is a {type(rows).__name__}: expected a folder, a datasets.Dataset or IterableDataset, or a "
+                "list of rows"
             )
-        features = getattr(rows, "features", {})
-        if getattr(features.get(self._video_column), "decode", False):  # decoding by datasets would need torchcodec
-            rows = rows.cast_column(self._video_column, type(features[self._video_column])(decode=False))  # type: ignore[attr-defined]
-        self._rows = rows
+        features = getattr(rows, "features", None)
+        columns = choose_columns(features, class_labels, video_column, label_column)
+        self._rows, self._video_column = undecoded(rows, columns) if features else rows, columns.video
+        facts: Any = rows
+        if features:  # without the videos, which need not be read for this
+            facts = [{}] * len(rows) if columns.names == [columns.video] else rows.select_columns(columns.names[1:])
 
-        labels: list[Any] = [None] * len(rows)
-        if class_labels and features and label_column not in features:
-            raise ValueError(f"label_column={label_column!r}: expected one of the columns {', '.join(features)}")
+        found = []
+        for i, row in enumerate(facts):
+            label = None if columns.label is None else label_of(row, columns.label, f"row {i}")
+            if columns.label is not None and label is None:
+                self.num_unlabelled += 1
+            else:
+                found.append(_Source(f"row {i}", i, label, stated_num_frames(row, columns) or 0))
+        if self.num_unlabelled:
+            logger.warning("left out: %d of %d rows have no %s", self.num_unlabelled, len(rows), columns.label)
+            if not found:
+                raise ValueError(f"label_column={columns.label!r}: expected labels, but no row has one")
         if class_labels:
-            labels = list(rows[label_column]) if features else [row.get(label_column) for row in rows]  # type: ignore[call-overload]
-            for i, label in enumerate(labels):
-                if not isinstance(label, int) or label < 0:
-                    raise ValueError(f"row {i}: {label_column}={label!r}: expected an integer label from 0 up")
-            names = getattr(features.get(label_column), "names", None)
-            self.class_names = names or [str(label) for label in range(1 + max(labels, default=-1))]
-        return [_Source(f"row {i}", i, label) for i, label in enumerate(labels)]
+            highest = max((video.label or 0 for video in found), default=-1)
+            self.class_names = columns.class_names or [str(label) for label in range(1 + highest)]
+        return found
 
     def _usable(self, found: list[_Source], origin: str) -> list[_Source]:
         """The videos that can be opened and hold a clip; the others are remembered and reported."""
-        needed = self.num_frames if self.frame_interval is None else (self.num_frames - 1) * self.frame_interval + 1
+        needed = self.shortest_video
         usable = []
         for video in tqdm(found, desc="opening videos", unit="video", disable=len(found) < _PROGRESS_BAR_FROM):
             try:
-                num_frames = read_video_info(self._open(video)).num_frames
+                num_frames = video.num_frames or read_video_info(self._open(video)).num_frames
             except (ValueError, OSError) as error:
                 self._unreadable[video.name] = _reason(error, video.name)
                 logger.warning("broken file, left out: %s: %s", video.name, self._unreadable[video.name])
