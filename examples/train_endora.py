@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from diffusers_endora import ClipDataset, DinoPrior, EndoraPipeline, EndoraTransformer3DModel, diffusion_loss
 from diffusers_endora.data.contact_sheet import save_contact_sheet
+from diffusers_endora.data.corpora import CORPORA, load_corpus
 from diffusers_endora.data.video_io import write_video
 from diffusers_endora.hub import publish_folder, save_model_card
 from diffusers_endora.models.autoencoder import load_vae
@@ -51,8 +52,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     switch = argparse.BooleanOptionalAction
 
     data = parser.add_argument_group("data")
-    data.add_argument("--train_data_dir", help="folder of videos or frame folders; sub-folders are the classes")
-    data.add_argument("--dataset_name", help="dataset of the Hub, or a folder for load_dataset, with a video column")
+    data.add_argument(
+        "--train_data_dir",
+        help="folder of videos or frame folders, whose sub-folders are the classes; with --dataset_name the raw "
+        "folder of that corpus",
+    )
+    data.add_argument(
+        "--dataset_name",
+        help="a folder of `endora prepare`, a dataset of the Hub with a video column, or a corpus by its name: "
+        f"phantom, or with its raw folder {', '.join(sorted(CORPORA.keys() - {'phantom'}))}",
+    )
     data.add_argument("--dataset_config_name")
     data.add_argument("--dataset_split", default="train")
     data.add_argument("--resolution", type=int, default=128, help="side of the square frames, in pixels")
@@ -113,8 +122,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     reports.add_argument("--hub_token", help="by default the one of `hf auth login` or HF_TOKEN")
 
     args = parser.parse_args(argv)
-    if (args.train_data_dir is None) == (args.dataset_name is None):
-        parser.error("give either --train_data_dir or --dataset_name.")
+    is_corpus = args.dataset_name in CORPORA and not Path(args.dataset_name).is_dir()
+    if args.train_data_dir is None and args.dataset_name is None:
+        parser.error("give --train_data_dir or --dataset_name.")
+    if args.train_data_dir is not None and args.dataset_name is not None and not is_corpus:
+        parser.error(
+            f"give either --train_data_dir or --dataset_name; both are for a corpus by its name: {', '.join(CORPORA)}."
+        )
     if args.pretrained_vae is None:
         parser.error("--pretrained_vae is required: the paper's is stabilityai/sd-vae-ft-mse.")
     if args.prior != "none" and args.dino_model is None:
@@ -144,7 +158,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def load_data(args: argparse.Namespace) -> ClipDataset:
     """The clips to train on; an item is a function of seed, epoch and index alone."""
-    if args.dataset_name is not None:
+    if args.dataset_name in CORPORA and not Path(args.dataset_name).is_dir():
+        source = load_corpus(
+            args.dataset_name, args.dataset_config_name or "videos", args.dataset_split, data_dir=args.train_data_dir
+        )
+    elif args.dataset_name is not None:
         from datasets import load_dataset
 
         source = load_dataset(args.dataset_name, args.dataset_config_name, split=args.dataset_split)
@@ -326,7 +344,8 @@ def main() -> None:
     num_parameters = sum(parameter.numel() for parameter in transformer.parameters())
     accelerator.print(
         f"{dataset.num_videos} videos ({dataset.num_broken} broken, {len(dataset.too_short)} too short, "
-        f"{dataset.num_ignored_files} other files ignored), {num_parameters / 1e6:.1f} M parameters, "
+        f"{dataset.num_unlabelled} without a label, {dataset.num_ignored_files} other files ignored), "
+        f"{num_parameters / 1e6:.1f} M parameters, "
         f"{args.train_batch_size} clips x {accelerator.num_processes} processes x {args.gradient_accumulation_steps} "
         f"accumulated, {args.max_train_steps} steps"
     )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTModel
 
 from diffusers_endora import EndoraPipeline
+from diffusers_endora.data.corpora.phantom import Phantom
 from diffusers_endora.data.video_io import read_video_info, write_video
 from diffusers_endora.hub import PUBLISHED_FILES
 
@@ -215,6 +216,17 @@ def test_a_dataset_with_a_video_column(material, tmp_path):
     assert "`1` polyp" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_the_phantom_by_its_name(material, tmp_path, monkeypatch):
+    options = {"train_data_dir": None, "dataset_name": "phantom", "dataset_config_name": "clips"}
+    for config in Phantom.BUILDER_CONFIGS:
+        monkeypatch.setattr(config, "num_videos", 3)
+        for name, value in {"num_frames": 16, "height": 32, "width": 32}.items():
+            monkeypatch.setattr(config, name, value)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    train(material, tmp_path / "out", max_train_steps=1, validation_steps=9, class_conditional=True, **options)
+    assert "`2` instrument" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_two_processes_on_cpu(material, tmp_path):
     # `accelerate launch` leaves several CPU processes to mpirun or torchrun
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
@@ -249,7 +261,8 @@ def test_accelerate_launch(material, tmp_path):
     [
         ({"pretrained_vae": None}, "--pretrained_vae is required: the paper's is stabilityai/sd-vae-ft-mse"),
         ({"dino_model": None}, "--dino_model is required with --prior: the paper's is facebook/dino-vits8"),
-        ({"train_data_dir": None}, "give either --train_data_dir or --dataset_name"),
+        ({"train_data_dir": None}, "give --train_data_dir or --dataset_name"),
+        ({"dataset_name": "a/b"}, "give either --train_data_dir or --dataset_name; both are for a corpus"),
         ({"train_batch_size": 0}, "--train_batch_size 0: expected a positive integer"),
         ({"push_to_hub": True}, "--push_to_hub needs --hub_model_id"),
         ({"fps": 0}, "--fps 0.0: expected a positive number"),
@@ -269,6 +282,8 @@ def test_wrong_flags_are_refused_in_one_line(material, tmp_path, capsys, changes
     ("changes", "message"),
     [
         ({"train_data_dir": "nowhere"}, "nowhere"),
+        ({"train_data_dir": "nowhere", "dataset_name": "kvasir_capsule"}, "nowhere: expected the folder of kvasir"),
+        ({"train_data_dir": None, "dataset_name": "colonoscopic"}, "colonoscopic needs the folder of the videos"),
         ({"pretrained_vae": "no/where"}, "stabilityai/sd-vae-ft-mse"),
         ({"dino_model": "no/where"}, "facebook/dino-vits8"),
         ({"resolution": 36}, "--resolution 36: expected a multiple of 8"),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data.clips import find_videos
+from ..data.clips import find_videos, fixed_starts
 from ..data.video_io import VIDEO_EXTENSIONS, VideoError, list_images, read_frames, read_video_info
 
 LOSSLESS_CODECS = {"ffv1", "png", "bmp", "npy", "array", "rawvideo", "huffyuv", "ffvhuff", "utvideo"}
@@ -287,7 +287,7 @@ def clips_at_fixed_offsets(videos: Sequence[Video], num_clips: int, num_frames: 
                 quotas[i] += min(max(1, left // len(open_)), limit[i] - quotas[i])
     clips = []
     for i, quota in quotas.items():
-        for start in np.linspace(0, videos[i].num_frames - span, quota).round().astype(int).tolist() if quota else []:
+        for start in fixed_starts(videos[i].num_frames, span, quota).tolist():
             clips.append(Clip(videos[i], clip_indices(start, num_frames, span)))
     return clips
 

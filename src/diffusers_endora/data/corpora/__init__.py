@@ -12,6 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import datasets
+
     from .corpus import CorpusBuilder
 
 # name on the command line -> class, in the module of that name
@@ -41,3 +43,17 @@ def corpus_class(name: str) -> "type[CorpusBuilder]":
 def load_corpus_builder(name: str, config_name: str = "videos", **options: Any) -> "CorpusBuilder":
     """A builder of `datasets`; options are `data_dir`, `cache_dir` and those of the corpus' config."""
     return corpus_class(name)(config_name=config_name, **options)
+
+
+def load_corpus(name: str, config_name: str = "videos", split: str = "train", **options: Any) -> "datasets.Dataset":
+    """A split of a corpus, from its raw folder or rendered; kept in the cache of `datasets` for the next time.
+
+    Raises:
+        ValueError: there is no such corpus, config or split, or the raw folder is not as expected.
+    """
+    builder = load_corpus_builder(name, config_name, **options)
+    builder.download_and_prepare()
+    splits = list(builder.info.splits or {})
+    if split not in splits:
+        raise ValueError(f"split {split!r}: {name} has {', '.join(splits)} here.")
+    return builder.as_dataset(split=split)
