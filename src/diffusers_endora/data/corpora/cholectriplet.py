@@ -23,11 +23,12 @@ from .corpus import (
     SourceVideo,
     check_folder,
     describe,
+    excerpt,
     other_files,
     processed_folder,
     read_json,
+    read_number,
     read_table,
-    read_text,
 )
 
 INSTRUMENTS = ("grasper", "bipolar", "hook", "scissors", "clipper", "irrigator")
@@ -69,11 +70,47 @@ PHASES = (
     "cleaning-and-coagulation",
     "gallbladder-extraction",
 )
-NUM_TRIPLETS = 100
+
+# By instrument and verb, the targets of the triplets 0 to 99 in the order of the owners' maps.txt
+_TARGETS_OF = """
+grasper dissect: cystic_plate gallbladder omentum
+grasper grasp: cystic_artery cystic_duct cystic_pedicle cystic_plate gallbladder gut liver omentum peritoneum
+grasper grasp: specimen_bag
+grasper pack: gallbladder
+grasper retract: cystic_duct cystic_pedicle cystic_plate gallbladder gut liver omentum peritoneum
+bipolar coagulate: abdominal_wall_cavity blood_vessel cystic_artery cystic_duct cystic_pedicle cystic_plate gallbladder
+bipolar coagulate: liver omentum peritoneum
+bipolar dissect: adhesion cystic_artery cystic_duct cystic_plate gallbladder omentum
+bipolar grasp: cystic_plate liver specimen_bag
+bipolar retract: cystic_duct cystic_pedicle gallbladder liver omentum
+hook coagulate: blood_vessel cystic_artery cystic_duct cystic_pedicle cystic_plate gallbladder liver omentum
+hook cut: blood_vessel peritoneum
+hook dissect: blood_vessel cystic_artery cystic_duct cystic_plate gallbladder omentum peritoneum
+hook retract: gallbladder liver
+scissors coagulate: omentum
+scissors cut: adhesion blood_vessel cystic_artery cystic_duct cystic_plate liver omentum peritoneum
+scissors dissect: cystic_plate gallbladder omentum
+clipper clip: blood_vessel cystic_artery cystic_duct cystic_pedicle cystic_plate
+irrigator aspirate: fluid
+irrigator dissect: cystic_duct cystic_pedicle cystic_plate gallbladder omentum
+irrigator irrigate: abdominal_wall_cavity cystic_pedicle liver
+irrigator retract: gallbladder liver omentum
+grasper null_verb: null_target
+bipolar null_verb: null_target
+hook null_verb: null_target
+scissors null_verb: null_target
+clipper null_verb: null_target
+irrigator null_verb: null_target
+"""
+TRIPLETS = tuple(
+    ",".join([*parts.split(), target])
+    for parts, _, targets in (line.partition(": ") for line in _TARGETS_OF.strip().splitlines())
+    for target in targets.split()
+)
 
 # column -> folder of text labels, number of classes, position of the id in a json annotation
 _COLUMNS = {
-    "triplets": ("triplet", NUM_TRIPLETS, 0),
+    "triplets": ("triplet", len(TRIPLETS), 0),
     "instruments": ("instrument", len(INSTRUMENTS), 1),
     "verbs": ("verb", len(VERBS), 7),
     "targets": ("target", len(TARGETS), 8),
@@ -94,7 +131,7 @@ _CHALLENGE_VALIDATION = (5, 18, 36, 65, 74)
 _PAPER_VALIDATION, _PAPER_TEST = (8, 12, 29, 50, 78), (6, 51, 10, 73, 14, 74, 32, 80, 42, 111)
 PROTOCOLS = ("cholect50", "cholect50-challenge", "cholect50-crossval", "cholect45-crossval")
 
-_VIDEO_FOLDER = re.compile(r"VID(\d{2,})")
+_VIDEO_FOLDER = re.compile(r"VID([0-9]{2,9})")
 
 
 @dataclass
@@ -114,7 +151,7 @@ class CholecTripletConfig(CorpusConfig):
         super().__post_init__()
         if self.split_protocol not in (None, *PROTOCOLS):
             raise ValueError(f"split_protocol={self.split_protocol!r}: expected one of {', '.join(PROTOCOLS)}")
-        if self.fold not in range(1, 6):
+        if not isinstance(self.fold, int) or isinstance(self.fold, bool) or not 1 <= self.fold <= 5:
             raise ValueError(f"fold={self.fold!r}: expected 1 to 5")
 
 
@@ -122,7 +159,8 @@ class CholecTriplet(CorpusBuilder):
     """Rows of CholecT45 or CholecT50, from the owners' tree or the Endo-FM folder of 580 numbered clips.
 
     Labels are lists with an entry per frame: the ids present in it, or null where a frame has no label. CholecT45 has
-    no phases. The Endo-FM clips show the 1 fps frames at 30 fps, a 30-fold time lapse, and have no labels.
+    no phases. The Endo-FM clips show the 1 fps frames at 30 fps, a 30-fold time lapse, have no labels and are all
+    `train`.
     """
 
     CORPUS = "cholectriplet"
@@ -132,10 +170,8 @@ class CholecTriplet(CorpusBuilder):
 
     @classmethod
     def label_features(cls, config: Any) -> dict[str, Any]:
-        names = read_triplet_names(Path(config.data_dir)) if config.data_dir else None
-        triplet = ClassLabel(names=names) if names else ClassLabel(num_classes=NUM_TRIPLETS)
         return {
-            "triplets": List(List(triplet)),
+            "triplets": List(List(ClassLabel(names=list(TRIPLETS)))),
             "instruments": List(List(ClassLabel(names=list(INSTRUMENTS)))),
             "verbs": List(List(ClassLabel(names=list(VERBS)))),
             "targets": List(List(ClassLabel(names=list(TARGETS)))),
@@ -143,64 +179,65 @@ class CholecTriplet(CorpusBuilder):
         }
 
     @classmethod
-    def labels_of_row(cls, labels: dict[str, Any], row: Row) -> dict[str, Any]:
+    def labels_of_row(cls, labels: dict[str, Any], row: Row, folder: Path) -> dict[str, Any]:
         stop = row["start_frame"] + row["num_frames"]
         return {column: None if ids is None else ids[row["start_frame"] : stop] for column, ids in labels.items()}
 
     @classmethod
     def read_folder(cls, data_dir: Path | None, config: Any) -> CorpusFolder:
         data_dir = check_folder(data_dir, cls.CORPUS)
-        nothing = dict.fromkeys((*_COLUMNS, "phases"))
-        processed = processed_folder(data_dir, nothing)
-        if processed is not None:
-            return processed.check(data_dir)
         is_t50 = (data_dir / "videos").is_dir() and (data_dir / "labels").is_dir()
         if not is_t50 and not ((data_dir / "data").is_dir() and (data_dir / "triplet").is_dir()):
-            raise CorpusError(
-                f"{data_dir}: expected CholecT45 (data/VID01/, triplet/VID01.txt, ...), CholecT50 (videos/VID01/, "
-                f"labels/VID01.json) or the Endo-FM folder (00001.mp4, ...); found {describe(data_dir)}."
-            )
+            processed = processed_folder(data_dir, dict.fromkeys((*_COLUMNS, "phases")))
+            if processed is None:
+                raise CorpusError(
+                    f"{data_dir}: expected CholecT45 (data/VID01/, triplet/VID01.txt, ...), CholecT50 (videos/VID01/, "
+                    f"labels/VID01.json) or the Endo-FM folder (00001.mp4, ...); found {describe(data_dir)}."
+                )
+            return processed.check(data_dir)
+        mapping = data_dir / ("label_mapping.txt" if is_t50 else "dict/maps.txt")
+        if mapping.is_file():
+            check_mapping(mapping)
         protocol = config.split_protocol or ("cholect50" if is_t50 else "cholect45-crossval")
         splits = published_splits(protocol, config.fold)
         root = data_dir / ("videos" if is_t50 else "data")
-        videos, rejected, known = [], [], []
+        videos, rejected = [], []
+        known = [mapping, *(data_dir / name for name in ("LICENSE", "README.md")), *(data_dir / "dict").glob("*.txt")]
         for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
             source = folder.relative_to(data_dir).as_posix()
-            known.append(folder)
-            match = _VIDEO_FOLDER.fullmatch(folder.name)
-            if match is None:
-                rejected.append(Rejection(source, "its name is not VID and a number"))
-                continue
-            split = next((name for name, ids in splits.items() if int(match[1]) in ids), None)
-            if split is None:
-                rejected.append(Rejection(source, f"video {int(match[1])} is in no part of {protocol}"))
-                continue
-            frames, misnamed = frame_numbers(folder)
-            rejected += [Rejection(f"{source}/{name}", "its name is not a frame number") for name in misnamed]
-            if misnamed or not frames:
-                rejected.append(Rejection(source, "expected frames named 000000.png, 000001.png, ..."))
-                continue
             files = label_files(data_dir, folder.name, is_t50)
-            known += files
-            missing = [file for file in files if not file.is_file()]
-            if missing:
-                rejected.append(Rejection(source, f"has no labels: {missing[0].relative_to(data_dir)} is not there"))
+            known += [folder, *files]
+            try:
+                match = _VIDEO_FOLDER.fullmatch(folder.name)
+                if match is None:
+                    raise ValueError("its name is not VID and a number")
+                number = int(match[1])
+                split = next((name for name, ids in splits.items() if number in ids), None)
+                if split is None:
+                    raise ValueError(f"video {number} is in no part of {protocol}")
+                frames = frame_numbers(folder)
+                missing = [file for file in files if not file.is_file()]
+                if missing:
+                    raise ValueError(f"has no labels: {missing[0].relative_to(data_dir)} is not there")
+                labels, problems = read_json_labels(files[0]) if is_t50 else read_text_labels(files)
+            except ValueError as error:
+                rejected.append(Rejection(source, str(error).replace(f"{data_dir}/", "")))
                 continue
-            labels, problems = read_json_labels(files[0]) if is_t50 else read_text_labels(files)
-            by_frame = set(labels["triplets"])
-            extra, unlabelled = sorted(by_frame.difference(frames)), [i for i in frames if i not in by_frame]
-            if extra:
-                problems.append(f"{len(extra)} labelled frames have no image, such as {extra[0]:06d}.png; not used")
-            if unlabelled:
-                problems.append(f"{len(unlabelled)} frames have no label, such as {unlabelled[0]:06d}.png; null")
-            rejected += [Rejection(source, problem) for problem in problems]
             per_frame = {
                 column: None if of_column is None else [of_column.get(i) for i in frames]
                 for column, of_column in labels.items()
             }
-            videos.append(SourceVideo(folder.name, folder, split, source, per_frame, image_fps=1.0))
-        known += [data_dir / name for name in ("LICENSE", "README.md", "label_mapping.txt")]
-        known += list((data_dir / "dict").glob("*.txt"))
+            videos.append(SourceVideo(f"VID{number:02d}", folder, split, source, per_frame, image_fps=1.0))
+            gaps = frames[-1] + 1 - frames[0] - len(frames)
+            if gaps:
+                problems.append(f"{gaps} frames are missing between its first and its last")
+            extra = sorted(labels["triplets"].keys() - set(frames))
+            if extra:
+                problems.append(f"{len(extra)} labelled frames have no image, such as {extra[0]:06d}.png; not used")
+            unlabelled = [i for i in frames if i not in labels["triplets"]]
+            if unlabelled:
+                problems.append(f"{len(unlabelled)} frames have no label, such as {unlabelled[0]:06d}.png; null")
+            rejected += [Rejection(source, problem) for problem in problems]
         rejected += other_files(data_dir, known)
         layout = "CholecT50" if is_t50 else "CholecT45"
         notes = [f"splits: {protocol}" + (f", fold {config.fold}" if "crossval" in protocol else "")]
@@ -229,10 +266,19 @@ def published_splits(protocol: str, fold: int = 1) -> dict[str, tuple[int, ...]]
     return {"train": train, "validation": validation, "test": test}
 
 
-def frame_numbers(folder: Path) -> tuple[list[int], list[str]]:
-    """The numbers of a folder's frames, ascending, and the images that are not named by one."""
-    paths = list_images(folder)
-    return [int(p.stem) for p in paths if p.stem.isdecimal()], [p.name for p in paths if not p.stem.isdecimal()]
+def frame_numbers(folder: Path) -> list[int]:
+    """The numbers of a folder's frames, ascending; a ValueError says which image is none."""
+    frames: dict[int, str] = {}
+    for path in list_images(folder):
+        number = read_number(path.stem)
+        if number is None:
+            raise ValueError(f"{excerpt(path.name)} is no frame such as 000000.png; remove it")
+        if number in frames:
+            raise ValueError(f"{frames[number]} and {path.name} are the same frame; remove one")
+        frames[number] = path.name
+    if not frames:
+        raise ValueError("expected frames named 000000.png, 000001.png, ...; found none")
+    return list(frames)
 
 
 def label_files(data_dir: Path, video: str, is_t50: bool) -> list[Path]:
@@ -242,86 +288,93 @@ def label_files(data_dir: Path, video: str, is_t50: bool) -> list[Path]:
     return [data_dir / folder / f"{video}.txt" for folder, _, _ in _COLUMNS.values()]
 
 
+def check_mapping(file: Path) -> None:
+    """Compares `maps.txt` or `label_mapping.txt`, lines of the ids of triplet, instrument, verb, target, IV and IT.
+
+    Raises:
+        CorpusError: a line is not as published, so that labels would get wrong names.
+    """
+    expected = []
+    for i, triplet in enumerate(TRIPLETS):
+        instrument, verb, target = triplet.split(",")
+        ids = (INSTRUMENTS.index(instrument), VERBS.index(verb), TARGETS.index(target))
+        expected.append([i, *ids, 10 * ids[0] + ids[1], 15 * ids[0] + ids[2]])
+    for number, cells in read_table(file, ","):
+        ids_read = [read_number(cell) for cell in cells]
+        if number == 1 and ids_read[0] is None:  # a header
+            continue
+        if ids_read not in expected:
+            got = excerpt(",".join(cells))
+            raise CorpusError(f"{file}, line {number}: expected a line of the published mapping; got {got}.")
+
+
 def read_text_labels(files: list[Path]) -> tuple[dict[str, Any], list[str]]:
     """Column -> frame -> ids, from comma-separated rows of a frame number and a 0 or 1 per class; and what is wrong.
 
     Raises:
-        CorpusError: a file has other columns.
+        ValueError: a file has other columns, or a frame twice.
     """
-    labels: dict[str, Any] = {"phases": None}
-    problems = []
+    labels: dict[str, Any] = {}
     for (column, (_, num_classes, _)), file in zip(_COLUMNS.items(), files, strict=True):
         of_column: dict[int, list[int]] = {}
-        for number, cells in enumerate(read_table(file, ","), start=1):
-            is_frame = cells[0].isdecimal()
-            if len(cells) != 1 + num_classes or not is_frame or not set(cells[1:]) <= {"0", "1"}:
-                raise CorpusError(
+        for number, cells in read_table(file, ","):
+            frame = read_number(cells[0])
+            if frame is None or len(cells) != 1 + num_classes or not set(cells[1:]) <= {"0", "1"}:
+                raise ValueError(
                     f"{file}, line {number}: expected a frame number and {num_classes} times 0 or 1; got {len(cells)} "
-                    f"fields, {','.join(cells)[:40]!r}."
+                    f"fields, {excerpt(','.join(cells))}"
                 )
-            if int(cells[0]) in of_column:
-                problems.append(f"{file.parent.name}/{file.name}, line {number}: frame {cells[0]} again; not used")
-                continue
-            of_column[int(cells[0])] = [i for i, cell in enumerate(cells[1:]) if cell == "1"]
+            if frame in of_column:
+                raise ValueError(f"{file}, line {number}: frame {frame} is there already")
+            of_column[frame] = [i for i, cell in enumerate(cells[1:]) if cell == "1"]
         labels[column] = of_column
-    for column, of_column in labels.items():
-        if of_column is not None and of_column.keys() != labels["triplets"].keys():
-            difference = len(of_column.keys() ^ labels["triplets"].keys())
-            problems.append(f"{column} and triplets differ in {difference} of their frames")
-    return labels, problems
+    differing = {column: len(labels[column].keys() ^ labels["triplets"].keys()) for column in labels}
+    problems = [f"{column} and triplets differ in {n} of their frames" for column, n in differing.items() if n]
+    return labels | {"phases": None}, problems
 
 
 def read_json_labels(file: Path) -> tuple[dict[str, Any], list[str]]:
     """Column -> frame -> ids, and the phase of each frame, from the json of CholecT50; and what is wrong.
 
     Raises:
-        CorpusError: the file has another structure.
+        ValueError: the file has another structure, or ids that there are not.
     """
     content = read_json(file)
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, dict):
-        raise CorpusError(f"{file}: expected an object 'annotations' from frame numbers to lists.")
-    labels: dict[str, Any] = {column: {} for column in _COLUMNS} | {"phases": {}}
-    for frame, instances in annotations.items():
-        is_list = isinstance(instances, list) and all(
-            isinstance(row, list)
-            and len(row) == _ANNOTATION_LENGTH
-            and all(isinstance(x, int | float) and not isinstance(x, bool) for x in row)
-            for row in instances
-        )
-        if not frame.isdecimal() or not is_list:
-            raise CorpusError(f"{file}, frame {frame}: expected a list of rows of {_ANNOTATION_LENGTH} numbers.")
+        raise ValueError(f"{file}: expected an object 'annotations' from frame numbers to lists")
+    labels: dict[str, Any] = {column: {} for column in (*_COLUMNS, "phases")}
+    several = []
+    for name, instances in annotations.items():
+        frame, where = read_number(name), f"{file}, frame {excerpt(name)}"
+        if frame is None or frame in labels["phases"]:
+            raise ValueError(f"{where}: expected the number of a frame, each once")
+        if not isinstance(instances, list) or not all(
+            isinstance(instance, list) and len(instance) == _ANNOTATION_LENGTH for instance in instances
+        ):
+            raise ValueError(f"{where}: expected a list of rows of {_ANNOTATION_LENGTH} numbers")
         for column, (_, num_classes, position) in _COLUMNS.items():
-            ids = sorted({int(row[position]) for row in instances} - {-1})  # -1: absent
-            if ids and not 0 <= ids[0] <= ids[-1] < num_classes:
-                raise CorpusError(f"{file}, frame {frame}: {column} {ids}: expected ids from 0 to {num_classes - 1}.")
-            labels[column][int(frame)] = ids
-        phases = {int(row[_PHASE_POSITION]) for row in instances} - {-1}
-        if len(phases) > 1 or any(not 0 <= phase < len(PHASES) for phase in phases):
-            raise CorpusError(
-                f"{file}, frame {frame}: phases {sorted(phases)}: expected one of 0 to {len(PHASES) - 1}."
-            )
-        labels["phases"][int(frame)] = phases.pop() if phases else None
-    return labels, []
+            labels[column][frame] = ids_at(position, instances, num_classes, f"{where}, {column}")
+        phases = ids_at(_PHASE_POSITION, instances, len(PHASES), f"{where}, phase")
+        labels["phases"][frame] = phases[0] if len(phases) == 1 else None
+        if len(phases) > 1:
+            several.append(frame)
+    problems = [f"{len(several)} frames are in several phases, such as {several[0]:06d}.png; null"] if several else []
+    return labels, problems
 
 
-def read_triplet_names(data_dir: Path) -> list[str] | None:
-    """The names of the 100 triplets, from the raw folder's own files; None where it has none."""
-    names: dict[int, str] = {}
-    if (data_dir / "dict" / "triplet.txt").is_file():
-        for line in read_text(data_dir / "dict" / "triplet.txt").splitlines():
-            number, _, name = line.partition(":")
-            if number.strip().isdecimal():  # null_instrument has -1
-                names[int(number)] = name.strip()
-    else:
-        files = sorted((data_dir / "labels").glob("VID*.json"))
-        content = read_json(files[0]) if files else None
-        categories = content.get("categories") if isinstance(content, dict) else None
-        # Documented as a list, met as an object.
-        for part in categories if isinstance(categories, list) else [categories]:
-            triplets = part.get("triplet") if isinstance(part, dict) else None
-            if isinstance(triplets, dict):
-                names = {int(number): str(name) for number, name in triplets.items() if str(number).isdecimal()}
-    if sorted(names) != list(range(NUM_TRIPLETS)) or len(set(names.values())) != NUM_TRIPLETS:
-        return None
-    return [names[i] for i in range(NUM_TRIPLETS)]
+def ids_at(position: int, instances: list[list[Any]], num_classes: int, where: str) -> list[int]:
+    """The class ids at a position of a frame's instances, ascending, each once; -1 says that there is none.
+
+    Raises:
+        ValueError: a value is no id.
+    """
+    ids = set()
+    for instance in instances:
+        value = instance[position]
+        if value == -1:
+            continue
+        if isinstance(value, bool) or value not in range(num_classes):
+            raise ValueError(f"{where}: expected -1 to {num_classes - 1}; got {excerpt(str(value))}")
+        ids.add(int(value))
+    return sorted(ids)

@@ -12,7 +12,6 @@ from typing import Any
 
 from datasets import ClassLabel, Value
 
-from ..clips import find_videos
 from .corpus import (
     CorpusBuilder,
     CorpusError,
@@ -24,12 +23,13 @@ from .corpus import (
     is_video,
     other_files,
     processed_folder,
+    walk,
 )
 
 CLASSES = ("hyperplastic", "serrated", "adenoma")
 LIGHTS = ("white_light", "nbi")
 
-_LESION = re.compile(r"(hyperplas(?:t)?ic|serrated|adenoma)_(\d+)", re.IGNORECASE)
+_LESION = re.compile(r"(hyperplast?ic|serrated|adenoma)_([0-9]{1,4})", re.IGNORECASE)
 _LIGHT_OF_FILE = {"wl": "white_light", "nbi": "nbi"}
 
 
@@ -54,32 +54,30 @@ class Colonoscopic(CorpusBuilder):
     @classmethod
     def read_folder(cls, data_dir: Path | None, config: Any) -> CorpusFolder:
         data_dir = check_folder(data_dir, cls.CORPUS)
-        processed = processed_folder(data_dir, {"label": None, "lesion": None, "light": None})
-        if processed is not None:
-            return processed.check(data_dir)
         videos, rejected, known = [], [], []
-        for path in find_videos(data_dir)[0]:
-            if not is_video(path):
-                continue
-            source = path.relative_to(data_dir).as_posix()
-            lesion = next((m for p in path.parents if (m := _LESION.fullmatch(p.name))), None)
+        for path in filter(is_video, walk(data_dir)):
+            below = path.relative_to(data_dir)
+            lesion = next((m for part in reversed(below.parts[:-1]) if (m := _LESION.fullmatch(part))), None)
             light = _LIGHT_OF_FILE.get(path.stem.lower())
-            known.append(path)
             if lesion is None:
-                rejected.append(Rejection(source, "no folder on its way is a lesion such as hyperplasic_01"))
-            elif light is None:
-                rejected.append(Rejection(source, "expected WL.mp4 or NBI.mp4"))
-            else:
-                label = next(name for name in CLASSES if name.startswith(lesion[1].lower()[:5]))
-                number = int(lesion[2])
-                name = f"{label}_{number:02d}"
-                split = "test" if number % 5 == 0 else "train"
-                labels = {"label": label, "lesion": name, "light": light}
-                videos.append(SourceVideo(f"{name}_{light}", path, split, source, labels))
-        if not videos:
+                continue
+            known.append(path)
+            if light is None:
+                rejected.append(Rejection(below.as_posix(), "expected WL.mp4 or NBI.mp4 in the folder of a lesion"))
+                continue
+            label = next(name for name in CLASSES if name.startswith(lesion[1].lower()[:5]))
+            number = int(lesion[2])
+            name = f"{label}_{number:02d}"
+            labels = {"label": label, "lesion": name, "light": light}
+            split = "test" if number % 5 == 0 else "train"
+            videos.append(SourceVideo(f"{name}_{light}", path, split, below.as_posix(), labels))
+        if videos:
+            rejected += other_files(data_dir, known)
+            return CorpusFolder("the owners' tree", videos, rejected).check(data_dir)
+        processed = processed_folder(data_dir, {"label": None, "lesion": None, "light": None})
+        if processed is None:
             raise CorpusError(
                 f"{data_dir}: expected the owners' tree (Hyperplasic/hyperplasic_01/videos/WL.mp4, ...) or the "
                 f"Endo-FM folder (00001.mp4, ...); found {describe(data_dir)}."
             )
-        rejected += other_files(data_dir, known)
-        return CorpusFolder("the owners' tree", videos, rejected).check(data_dir)
+        return processed.check(data_dir)

@@ -5,11 +5,11 @@ is known of it; nothing is decoded. `write_rows` turns one video into rows. The 
 are two ways to go through the videos.
 """
 
-import csv
 import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 import datasets
 from datasets import Value, Video
 
-from ..clips import find_videos
 from ..transcode import Quality, encode_frames
 from ..video_io import (
+    IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
     VideoError,
     VideoInfo,
@@ -35,8 +35,12 @@ from ..video_io import (
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+ROWS_VERSION = 1  # raised when the same raw folder gives other rows, so that what datasets has cached is not used
 MAX_VIDEO_BYTES = 2**28  # of a row: rows are held in memory whole, when written and when read
 SPLITS = ("train", "validation", "test", "unlabelled")
+
+_NUMBERED_VIDEO = re.compile(r"[0-9]{1,8}")
+_MAX_FILES_NAMED = 10  # of a folder, that were not read; more are counted
 
 
 class CorpusError(ValueError):
@@ -89,7 +93,7 @@ class CorpusFolder:
     notes: list[str] = field(default_factory=list)
 
     def check(self, data_dir: Path) -> "CorpusFolder":
-        """Itself, with every id once and at least one video.
+        """Itself, with every id once, names that can be written, and at least one video.
 
         Raises:
             CorpusError: no video is left.
@@ -98,7 +102,7 @@ class CorpusFolder:
         kept = []
         for video in sorted(self.videos, key=lambda video: natural_order(video.source)):
             if not is_utf8(video.source):
-                self.rejected.append(Rejection(printable(video.source), "its name is not UTF-8; rename it"))
+                self.rejected.append(Rejection(video.source, "its name is not UTF-8; rename it"))
             elif video.video_id in seen:
                 reason = f"the id {video.video_id} is taken by {seen[video.video_id]}"
                 self.rejected.append(Rejection(video.source, reason))
@@ -106,6 +110,7 @@ class CorpusFolder:
                 seen[video.video_id] = video.source
                 kept.append(video)
         self.videos = kept
+        self.rejected = [Rejection(printable(r.source), printable(r.reason)) for r in self.rejected]
         self.rejected.sort(key=lambda rejection: (natural_order(rejection.source), rejection.reason))
         if not kept:
             first = f", such as {self.rejected[0].source}: {self.rejected[0].reason}" if self.rejected else ""
@@ -113,6 +118,13 @@ class CorpusFolder:
                 f"{data_dir}: no video of {self.layout} is usable ({len(self.rejected)} rejected{first})."
             )
         return self
+
+
+def check_positive_integers(**arguments: Any) -> None:
+    """Raises a ValueError for an argument that is no positive integer."""
+    for name, value in arguments.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r}: expected a positive integer")
 
 
 @dataclass
@@ -134,10 +146,11 @@ class CorpusConfig(datasets.BuilderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("clip_length", "short_side"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}={value!r}: expected a positive integer")
+        if self.kind not in ("videos", "clips"):
+            raise ValueError(f"kind={self.kind!r}: expected 'videos' or 'clips'")
+        check_positive_integers(clip_length=self.clip_length)
+        if self.short_side is not None:
+            check_positive_integers(short_side=self.short_side)
         if self.quality not in ("visually_lossless", "lossless"):
             raise ValueError(f"quality={self.quality!r}: expected 'visually_lossless' or 'lossless'")
 
@@ -165,10 +178,14 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
 
     def __init__(self, *args: Any, data_dir: str | os.PathLike[str] | None = None, **kwargs: Any) -> None:
         # A raw folder that has changed is another dataset: without this, datasets would go on with its cache.
+        listing = "nothing"
         if data_dir is not None:
-            kwargs.setdefault("hash", hash_of_listing(Path(data_dir)))
+            check_name(Path(data_dir))
+            listing = hash_of_listing(Path(data_dir))
             data_dir = str(Path(data_dir).absolute())
+        kwargs.setdefault("hash", f"{ROWS_VERSION}-{listing}")
         super().__init__(*args, data_dir=data_dir, **kwargs)
+        replace(self.config)  # datasets sets options on a finished config; this checks them
 
     # --- what a corpus says ------------------------------------------------------------------------------------------
 
@@ -187,8 +204,14 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
         raise NotImplementedError
 
     @classmethod
-    def labels_of_row(cls, labels: dict[str, Any], row: Row) -> dict[str, Any]:
-        """The labels of a row's frames in its pixels, from those of the whole video; `row` is one of `write_rows`."""
+    def labels_of_row(cls, labels: dict[str, Any], row: Row, folder: Path) -> dict[str, Any]:
+        """The labels of a row's frames in its pixels: the columns of `label_features`, in their order.
+
+        Args:
+            labels: of the whole video.
+            row: one of `write_rows`.
+            folder: where `write_rows` wrote.
+        """
         return labels
 
     @classmethod
@@ -250,7 +273,7 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
             "video": source,
             "video_id": video.video_id,
             **{column: row[column] for column in ("fps", "num_frames", "height", "width", "start_frame")},
-            **cls.labels_of_row(video.labels, row),
+            **cls.labels_of_row(video.labels, row, folder),
             "split": video.split,
             "source": video.source,
         }
@@ -296,12 +319,13 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
                 folder = Path(temporary)
                 try:
                     rows = self.write_rows(video, folder, self.config)
+                    for row in rows:
+                        yield self.complete_row(video, row, folder, embed=False)
                 except VideoError as error:
                     logger.warning("left out: %s: %s", video.source, error)
                     continue
-                for i, row in enumerate(rows):
-                    _, complete = self.complete_row(video, row, folder, embed=False)
-                    yield (video.video_id, i), complete
+                for misfit in self.misfits(video, rows[0]["source_frames"]):
+                    logger.warning("%s: %s", video.source, misfit)
 
 
 def row_of_file(file: str | None, start_frame: int, info: VideoInfo, source: VideoInfo) -> Row:
@@ -329,24 +353,24 @@ def check_folder(data_dir: Path | None, corpus: str) -> Path:
     if data_dir is None:
         raise CorpusError(f"{corpus} needs the folder of the videos: --data_dir, or data_dir=.")
     if not data_dir.is_dir():
-        raise CorpusError(f"{data_dir}: expected the folder of {corpus}, but there is no such folder.")
+        found = "but it is a file" if data_dir.exists() else "but there is no such folder"
+        raise CorpusError(f"{printable(str(data_dir))}: expected the folder of {corpus}, {found}.")
+    check_name(data_dir)
     return data_dir
 
 
-def processed_videos(data_dir: Path) -> list[Path]:
-    """The videos of a folder in the layout of Endo-FM, `00001.mp4`, `00002.mp4`, ... side by side; else none.
-
-    The layout counts as recognised when every video below the folder lies directly in it and is named by digits.
-    """
-    paths, _ = find_videos(data_dir)
-    if paths and all(p.parent == data_dir and p.is_file() and p.stem.isdecimal() for p in paths):
-        return paths
-    return []
+def check_name(data_dir: Path) -> None:
+    """Raises a CorpusError for a folder whose name cannot be written to a table."""
+    if not is_utf8(str(data_dir)):
+        raise CorpusError(f"{printable(str(data_dir))}: its name is not UTF-8; rename it or give a link to it.")
 
 
 def processed_folder(data_dir: Path, labels: dict[str, Any]) -> CorpusFolder | None:
-    """A folder in the layout of Endo-FM, which has neither labels nor patients; None where it is another layout."""
-    paths = processed_videos(data_dir)
+    """A folder in the layout of Endo-FM, which has neither labels nor patients; None where it is another layout.
+
+    Recognised by videos named by a number (`00001.mp4`) that lie directly in the folder; other files are left out.
+    """
+    paths = [path for path in data_dir.iterdir() if is_video(path) and _NUMBERED_VIDEO.fullmatch(path.stem)]
     if not paths:
         return None
     videos = [SourceVideo(path.stem, path, "train", path.name, dict(labels)) for path in paths]
@@ -354,17 +378,35 @@ def processed_folder(data_dir: Path, labels: dict[str, Any]) -> CorpusFolder | N
     return CorpusFolder("the Endo-FM layout (numbered mp4 files)", videos, other_files(data_dir, paths), [note])
 
 
-def other_files(data_dir: Path, known: list[Path]) -> list[Rejection]:
-    """Files of a raw folder that were not read; hidden ones and system folders are not counted."""
+def other_files(data_dir: Path, known: list[Path], reasons: dict[str, str] | None = None) -> list[Rejection]:
+    """Files of a raw folder that were not read; hidden ones and system folders are not counted.
+
+    Many of one folder are one rejection that says how many.
+
+    Args:
+        known: files that were read, and folders whose images were.
+        reasons: why those below a top-level folder, by its name, are not read.
+    """
     read = set(known)
-    rejected = []
+    by_folder: dict[Path, list[Path]] = {}
     for path in walk(data_dir):
-        if path not in read and not read.intersection(path.parents):
-            rejected.append(Rejection(path.relative_to(data_dir).as_posix(), "is no part of the layout; not read"))
+        is_frame = path.parent in read and path.suffix.lower() in IMAGE_EXTENSIONS
+        if path not in read and not is_frame:
+            by_folder.setdefault(path.parent, []).append(path)
+    rejected = []
+    for folder, paths in by_folder.items():
+        below = folder.relative_to(data_dir)
+        reason = (reasons or {}).get(below.parts[0] if below.parts else "", "no part of the layout; not read")
+        if len(paths) > _MAX_FILES_NAMED:
+            rejected.append(Rejection(f"{below.as_posix()}/", f"{len(paths)} files: {reason}"))
+            continue
+        for path in paths:
+            why = reason if path.exists() else "a link to nothing"
+            rejected.append(Rejection(path.relative_to(data_dir).as_posix(), why))
     return rejected
 
 
-def walk(data_dir: Path) -> Iterator[Path]:
+def walk(data_dir: Path) -> list[Path]:
     """Files below a folder in natural order; links are followed, loops and hidden names left out."""
     visited = set()
     found = []
@@ -374,9 +416,10 @@ def walk(data_dir: Path) -> Iterator[Path]:
             subfolders.clear()
             continue
         visited.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != "__MACOSX"]
+        # Sorted, as of two ways to one folder the first is taken
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
         found += [Path(folder, name) for name in files if not name.startswith(".")]
-    return iter(sorted(found, key=lambda path: natural_order(path.relative_to(data_dir).as_posix())))
+    return sorted(found, key=lambda path: natural_order(path.relative_to(data_dir).as_posix()))
 
 
 def describe(data_dir: Path) -> str:
@@ -390,32 +433,61 @@ def read_text(path: Path) -> str:
     """A text file in UTF-8, with or without a byte order mark; all line endings are one.
 
     Raises:
-        CorpusError: it is something else.
+        CorpusError: it is something else, or cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start}).") from error
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def read_table(path: Path, delimiter: str) -> list[list[str]]:
-    """The rows of a csv file without empty lines, cells stripped."""
-    lines = read_text(path).splitlines()
-    return [
-        [cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter) if any(map(str.strip, row))
-    ]
+def read_table(path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
+    """The lines of a table that are not empty: number, from 1, and cells without surrounding space.
+
+    None of the corpora quotes cells, so a quotation mark is a character like any other, and a stray one harms no
+    other line.
+
+    Raises:
+        CorpusError: as `read_text`.
+    """
+    lines = read_text(path).split("\n")
+    table = ((number, [cell.strip() for cell in line.split(delimiter)]) for number, line in enumerate(lines, start=1))
+    return [(number, cells) for number, cells in table if any(cells)]
 
 
 def read_json(path: Path) -> Any:
-    """A json file.
+    """A json file in which no object has a key twice.
 
     Raises:
-        CorpusError: it is none.
+        CorpusError: it is none, or as `read_text`.
     """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+            raise ValueError(f"{excerpt(twice)} is there twice")
+        return content
+
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text, object_pairs_hook=unique)
+    except RecursionError as error:
+        raise CorpusError(f"{path}: expected json (nested too deeply).") from error
+    except ValueError as error:  # also integers of thousands of digits
         raise CorpusError(f"{path}: expected json ({error}).") from error
+
+
+def read_number(text: str) -> int | None:
+    """A frame number, or None where the text is none; beyond 18 digits there is no frame."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
+def excerpt(text: str) -> str:
+    """Text from a file as messages quote it."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def is_video(path: Path) -> bool:

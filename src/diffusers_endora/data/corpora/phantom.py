@@ -13,15 +13,25 @@ from datasets import Array2D, Array3D, ClassLabel, List, Value
 from ..phantom import CLASSES, render_phantom_clip
 from ..transcode import encode_frames
 from ..video_io import read_video_info
-from .corpus import CorpusBuilder, CorpusConfig, CorpusError, CorpusFolder, Row, SourceVideo, row_of_file, windows
+from .corpus import (
+    CorpusBuilder,
+    CorpusConfig,
+    CorpusError,
+    CorpusFolder,
+    Row,
+    SourceVideo,
+    check_positive_integers,
+    row_of_file,
+    windows,
+)
 
-_PER_FRAME = ("depth", "camera_to_world", "polyp_visible", "instrument_visible")
+_TRUTH = ("depth", "camera_to_world", "intrinsics", "polyp_visible", "instrument_visible")
 _FPS = 8
 
 
 @dataclass
 class PhantomConfig(CorpusConfig):
-    """What is rendered: video `i` from seed `seed + i`, its class being the remainder of `i` by three."""
+    """What is rendered: video `i` from seed `seed + i`."""
 
     num_videos: int = 90
     num_frames: int = 64
@@ -31,21 +41,23 @@ class PhantomConfig(CorpusConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_videos", "num_frames", "height", "width"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: expected a positive integer")
-        if not isinstance(self.seed, int) or self.seed < 0:
+        check_positive_integers(
+            num_videos=self.num_videos, num_frames=self.num_frames, height=self.height, width=self.width
+        )
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ValueError(f"seed={self.seed!r}: expected a non-negative integer")
         if self.short_side is not None and self.short_side < min(self.height, self.width):
             raise ValueError(
-                f"short_side={self.short_side}: the phantom is rendered at the size that height and width say"
+                f"short_side={self.short_side}: the phantom is rendered at any size; choose it by height and width "
+                f"({self.height}x{self.width})"
             )
 
 
 class Phantom(CorpusBuilder):
-    """Rows of rendered colons. Splits are by seed: of ten videos in a row the ninth is `validation`, the tenth `test`.
+    """Rows of rendered colons.
 
+    A seed is one colon, of one class (the seed's remainder by three) and in one split (its last digit: 8 is
+    `validation`, 9 is `test`), whatever the other options are; so what was trained on is not met in a later `test`.
     `depth` is float32 `(F, H, W)` in mm, `camera_to_world` `(F, 4, 4)`, `intrinsics` `(3, 3)`; see `PhantomClip`.
     """
 
@@ -72,9 +84,10 @@ class Phantom(CorpusBuilder):
             raise CorpusError(f"{data_dir}: the phantom is rendered and takes no folder.")
         videos = []
         for i in range(config.num_videos):
-            label, seed = CLASSES[i % len(CLASSES)], config.seed + i
+            seed = config.seed + i
+            label = CLASSES[seed % len(CLASSES)]
             video_id = f"{label}_{seed:06d}"
-            split = {8: "validation", 9: "test"}.get(i % 10, "train")
+            split = {8: "validation", 9: "test"}.get(seed % 10, "train")
             videos.append(SourceVideo(video_id, Path(f"{video_id}.mp4"), split, f"seed {seed}", {"label": label}))
         return CorpusFolder("rendered colons", videos)
 
@@ -89,18 +102,17 @@ class Phantom(CorpusBuilder):
         for i, (start, stop) in enumerate(parts):
             path = folder / f"{i}.mp4"
             encode_frames(path, timed_frames(clip.frames[start:stop]), None, config.quality)
-            truth = {name: getattr(clip, name)[start:stop] for name in _PER_FRAME}
-            np.savez_compressed(folder / f"{i}.npz", **truth, intrinsics=clip.intrinsics[0])
+            truth = {name: getattr(clip, name)[start:stop] for name in _TRUTH}
+            truth["intrinsics"] = truth["intrinsics"][0]  # the camera does not zoom
+            np.savez_compressed(folder / f"{i}.npz", **truth)
             info = read_video_info(path)
             rows.append(row_of_file(path.name, start, info, info) | {"source_frames": config.num_frames})
         return rows
 
     @classmethod
-    def complete_row(cls, video: SourceVideo, row: Row, folder: Path, embed: bool = True) -> tuple[str, Row]:
-        key, complete = super().complete_row(video, row, folder, embed)
+    def labels_of_row(cls, labels: dict[str, Any], row: Row, folder: Path) -> dict[str, Any]:
         with np.load((folder / row["file"]).with_suffix(".npz")) as truth:
-            complete |= {name: truth[name] for name in (*_PER_FRAME, "intrinsics")}
-        return key, complete
+            return labels | {name: truth[name] for name in _TRUTH}
 
 
 def timed_frames(frames: np.ndarray) -> Iterator[VideoFrame]:

@@ -9,7 +9,7 @@ published; the names of the videos are paths in it with `-` for `/`, from which 
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datasets import ClassLabel
@@ -23,10 +23,12 @@ from .corpus import (
     Rejection,
     SourceVideo,
     check_folder,
+    check_positive_integers,
     describe,
-    is_video,
+    excerpt,
     other_files,
     read_table,
+    walk,
 )
 
 CLASSES = ("normal", "abnormal")
@@ -41,9 +43,18 @@ class PolypDiagConfig(CorpusConfig):
 
     labelled_per_class: int | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labelled_per_class is not None:
+            check_positive_integers(labelled_per_class=self.labelled_per_class)
+
 
 class PolypDiag(CorpusBuilder):
-    """Rows of PolypDiag; `labelled_40` has the 40 training videos that the official code takes as labelled."""
+    """Rows of PolypDiag; `train` and `validation` are those of the lists.
+
+    `labelled_40` has of `train` the 40 videos that the official code takes as labelled, the first 20 of each class in
+    `train.txt`. One that is missing is not replaced by the next. With `kind="clips"` it has their clips.
+    """
 
     CORPUS = "polypdiag"
     TERMS = "CC BY 4.0 for the part from HyperKvasir; the terms of the part from LDPolypVideo are not stated"
@@ -62,71 +73,73 @@ class PolypDiag(CorpusBuilder):
     def read_folder(cls, data_dir: Path | None, config: Any) -> CorpusFolder:
         data_dir = check_folder(data_dir, cls.CORPUS)
         if (data_dir / "splits").is_dir():
-            found = cls._read_lists(data_dir)
-        else:
-            found = cls._read_tree(data_dir)
+            return cls._read_lists(data_dir, config.labelled_per_class).check(data_dir)
         if config.labelled_per_class is not None:
-            counts = dict.fromkeys(CLASSES, 0)
-            kept = []
-            for video in found.videos:
-                if video.split == "train":
-                    counts[video.labels["label"]] += 1
-                    if counts[video.labels["label"]] > config.labelled_per_class:
-                        continue
-                kept.append(video)
-            found.notes.append(f"{len(found.videos) - len(kept)} training videos are not among the labelled ones")
-            found.videos = kept
-        return found.check(data_dir)
+            raise CorpusError(
+                f"{data_dir}: labelled_per_class needs splits/train.txt, whose order says which; found "
+                f"{describe(data_dir)}."
+            )
+        return cls._read_tree(data_dir).check(data_dir)
 
     @classmethod
-    def _read_lists(cls, data_dir: Path) -> CorpusFolder:
+    def _read_lists(cls, data_dir: Path, labelled_per_class: int | None) -> CorpusFolder:
         """The Endo-FM layout."""
-        videos: list[SourceVideo] = []
-        rejected: list[Rejection] = []
-        listed: dict[str, str] = {}
         lists = {split: data_dir / "splits" / name for split, name in _SPLIT_FILES.items()}
         if not lists["train"].is_file():
             found = describe(data_dir / "splits")
             raise CorpusError(f"{data_dir}/splits: expected train.txt and val.txt; found {found}.")
-        known = [path for path in lists.values() if path.is_file()]
+        lists = {split: path for split, path in lists.items() if path.is_file()}
+        folder = data_dir / "videos"
+        files = {path.relative_to(folder).as_posix(): path for path in walk(folder) if path.is_file()}
+        videos: list[SourceVideo] = []
+        rejected: list[Rejection] = []
+        listed: dict[str, str] = {}
+        unlabelled = 0
         for split, path in lists.items():
-            if not path.is_file():
-                continue
-            for number, cells in enumerate(read_table(path, ","), start=1):
+            num_listed = dict.fromkeys(CLASSES, 0)
+            lines = read_table(path, ",")
+            for number, cells in lines:
                 where = f"splits/{path.name}, line {number}"
                 if len(cells) != 2 or cells[1] not in ("0", "1"):
-                    raise CorpusError(f"{data_dir}/{where}: expected <file>,<0 or 1>; got {','.join(cells)[:80]!r}.")
-                name, label = cells[0], CLASSES[int(cells[1])]
-                file = data_dir / "videos" / name
-                if not file.resolve().is_relative_to((data_dir / "videos").resolve()) and not file.is_symlink():
-                    rejected.append(Rejection(name, f"{where}: names a file outside videos/"))
-                elif name in listed:
-                    rejected.append(Rejection(name, f"{where}: is listed already in {listed[name]}"))
-                elif not file.is_file():
-                    rejected.append(Rejection(name, f"{where}: there is no such file in videos/"))
+                    reason = f"expected <file>,<0 or 1>; got {excerpt(','.join(cells))}"
+                    rejected.append(Rejection(where, reason))
+                    continue
+                name, label = PurePosixPath(cells[0]), CLASSES[int(cells[1])]
+                if name.as_posix() in listed:
+                    rejected.append(Rejection(where, f"{excerpt(cells[0])} is listed in {listed[name.as_posix()]}"))
+                    continue
+                listed[name.as_posix()] = where
+                num_listed[label] += 1
+                if name.is_absolute() or ".." in name.parts:
+                    rejected.append(Rejection(where, f"{excerpt(cells[0])} is outside videos/"))
+                elif name.as_posix() not in files:
+                    rejected.append(Rejection(where, f"there is no {excerpt(cells[0])} in videos/"))
+                elif split == "train" and labelled_per_class is not None and num_listed[label] > labelled_per_class:
+                    unlabelled += 1
                 else:
-                    videos.append(SourceVideo(Path(name).stem, file, split, f"videos/{name}", {"label": label}))
-                    known.append(file)
-                listed.setdefault(name, where)
-        for rejection in other_files(data_dir, known):
-            is_unlisted = is_video(data_dir / rejection.source)
-            reason = "is in none of the lists in splits/" if is_unlisted else rejection.reason
-            rejected.append(Rejection(rejection.source, reason))
-        return CorpusFolder("the Endo-FM layout (videos/ and splits/)", videos, rejected)
+                    source = f"videos/{name.as_posix()}"
+                    video_id = name.with_suffix("").as_posix()
+                    videos.append(SourceVideo(video_id, files[name.as_posix()], split, source, {"label": label}))
+            if lines and not any(num_listed.values()):
+                got = excerpt(",".join(lines[0][1]))
+                raise CorpusError(f"{path}: expected lines of <file>,<0 or 1>; got {got}.")
+        known = [*lists.values(), *(path for name, path in files.items() if name in listed)]
+        rejected += other_files(data_dir, known, {"videos": "in none of the lists in splits/"})
+        notes = [f"{unlabelled} training videos are not among the labelled ones"] if unlabelled else []
+        return CorpusFolder("the Endo-FM layout (videos/ and splits/)", videos, rejected, notes)
 
     @classmethod
     def _read_tree(cls, data_dir: Path) -> CorpusFolder:
         """The owners' tree, as far as names tell."""
-        videos, rejected, known = [], [], []
+        videos, known = [], []
         for path in find_videos(data_dir)[0]:
             source = path.relative_to(data_dir).as_posix()
-            parts = Path(source).parts[:-1]
-            labels = [m[1] for part in parts if (m := _CLASS_FOLDER.fullmatch(part))]
-            is_train = any(part.startswith("train_set") for part in parts)
-            known.append(path)
-            if not labels or not (is_train or "test_set" in parts):
-                rejected.append(Rejection(source, "no folder on its way says both the set and normal or abnormal"))
+            folders = source.split("/")[:-1]
+            labels = [m[1] for folder in folders if (m := _CLASS_FOLDER.fullmatch(folder))]
+            is_train = any(folder.startswith("train_set") for folder in folders)
+            if not labels or not (is_train or "test_set" in folders) or not path.exists():
                 continue
+            known.append(path)
             split = "train" if is_train else "validation"
             video_id = source.replace("/", "-").removesuffix(path.suffix if path.is_file() else "")
             videos.append(SourceVideo(video_id, path, split, source, {"label": labels[-1]}))
@@ -135,4 +148,4 @@ class PolypDiag(CorpusBuilder):
                 f"{data_dir}: expected videos/ with splits/train.txt and splits/val.txt, or the owners' tree "
                 f"(indexed/train_set_abnormal/..., indexed/test_set/normal_test/...); found {describe(data_dir)}."
             )
-        return CorpusFolder("the owners' tree", videos, rejected + other_files(data_dir, known))
+        return CorpusFolder("the owners' tree", videos, other_files(data_dir, known))
