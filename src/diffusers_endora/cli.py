@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .data.corpora import commands
+
 if TYPE_CHECKING:
     import numpy as np
     from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -19,17 +21,21 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_endora import EndoraPipeline
 
 # Options are spelled with underscores, as in diffusers' examples; dashes are taken too.
-app = typer.Typer(
-    name="endora",
-    help="Endora, the endoscopy video generation model: generate clips, evaluate them, convert official checkpoints.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={
+SETTINGS: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": lambda token: token.replace("-", "_"),
     },
+}
+app = typer.Typer(
+    name="endora",
+    help="Endora, the endoscopy video generation model: generate clips, evaluate them, prepare corpora, convert "
+    "official checkpoints.",
+    **SETTINGS,
 )
 
 # --format -> codec and extension of `write_video`
@@ -38,13 +44,20 @@ FORMATS = {"mp4": ("h264", ".mp4"), "ffv1": ("ffv1", ".mkv"), "png": ("png", "")
 CLIPS_ON_CONTACT_SHEET = 16
 
 
-def main() -> None:
+def main(command: typer.Typer = app, name: str = "endora") -> None:
     """Runs the command line. What the user can mend is one line on stderr and exit code 1."""
     try:
-        app()
+        command()
     except (ValueError, OSError) as error:  # huggingface_hub's errors and VideoError are of these kinds
-        print("endora: error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+        print(f"{name}: error:", " ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
         sys.exit(1)
+
+
+def run_prepare_script(corpus: str) -> None:
+    """`endora prepare` of one corpus as a command line of its own, for the scripts in `datasets_scripts`."""
+    script = typer.Typer(**SETTINGS)
+    script.command()(commands.prepare_command(corpus))
+    main(script, f"{corpus}.py")
 
 
 @app.command()
@@ -505,6 +518,10 @@ def export(
         typer.echo(f"{extras_file}: not there, so these were made anew, and cov.weight (training only) left out:")
     for key, how in regenerated.items():
         typer.echo(f"  {key}: {how}")
+
+
+app.command()(commands.prepare)
+app.command()(commands.audit)
 
 
 def choose_scheduler(

@@ -208,6 +208,11 @@ def iterate_frames(source: VideoSource, image_fps: float = 25.0) -> Iterator[Vid
     raise VideoError(f"{name}: only {num_decoded} of its {index.num_frames} frames can be decoded")
 
 
+def forget_videos() -> None:
+    """Forgets the times of the frames of the videos read so far, which are kept for the next reading."""
+    _scan_file.cache_clear()
+
+
 def _as_fraction(fps: float) -> Fraction:
     """25 is 25, and 29.97002997 is 30000/1001."""
     return Fraction(fps).limit_denominator(1001)

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 ROWS_VERSION = 1  # raised when the same raw folder gives other rows, so that what datasets has cached is not used
-MAX_VIDEO_BYTES = 2**28  # of a row: rows are held in memory whole, when written and when read
+MAX_VIDEO_BYTES = 100 * 2**20  # of a row: rows are held in memory whole, when written (thrice) and when read
 SPLITS = ("train", "validation", "test", "unlabelled")
 
 _NUMBERED_VIDEO = re.compile(r"[0-9]{1,8}")

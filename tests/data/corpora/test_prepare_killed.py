@@ -1,0 +1,184 @@
+"""Preparation that is killed goes on where it was, redoes nothing, and ends with the bytes of one that was not."""
+
+import hashlib
+import json
+import multiprocessing
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from trees import write_tree
+
+from diffusers_endora.data.corpora import corpus_class
+from diffusers_endora.data.corpora.corpus import SourceVideo
+from diffusers_endora.data.corpora.prepare import prepare_corpus
+
+OPTIONS = {"config_name": "clips", "clip_length": 16, "short_side": 40, "max_shard_bytes": 60_000}
+NUM_VIDEOS = 12
+
+# Processes are forked from one that has imported everything: a start takes milliseconds.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(
+    ["diffusers_endora.data.corpora.prepare", "diffusers_endora.data.corpora.colonoscopic"]
+)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Twelve videos of half a second's work in all, with a file that is left out."""
+    folder = write_tree("colonoscopic", "owners", tmp_path_factory.mktemp("raw"), num_frames=150)
+    (folder / "notes.txt").write_text("x")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["parquet", "webdataset"])
+def file_format(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(raw, file_format, tmp_path_factory):
+    """What is to come out, and the seconds it takes."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    for output in (folder / "first", folder / "second"):  # the first process of all takes seconds to start
+        start = time.perf_counter()
+        process = started(raw, output, file_format)
+        process.join()
+        seconds = time.perf_counter() - start
+    content = content_of(output)
+    assert content == content_of(folder / "first")
+    assert len([name for name in content if name.startswith("data/")]) > 4
+    return content, seconds
+
+
+def content_of(folder: Path) -> dict[str, str]:
+    """The hash of every file."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def started(raw: Path, output: Path, file_format: str) -> multiprocessing.Process:
+    process = processes.Process(
+        target=prepare_corpus,
+        args=("colonoscopic", raw, output),
+        kwargs={"file_format": file_format, "num_proc": 2, **OPTIONS},
+    )
+    process.start()
+    return process
+
+
+def killed_when(process: multiprocessing.Process, condition: Callable[[], bool]) -> bool:
+    """Kills the process as soon as the condition holds; False where it ended before."""
+    while process.is_alive() and not condition():
+        time.sleep(0.0005)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def finished_units(output: Path) -> list[Path]:
+    units = output.with_name(f"{output.name}.incomplete") / "units"
+    return [path for path in units.iterdir() if not path.name.startswith(".")] if units.is_dir() else []
+
+
+def check_going_on(raw: Path, output: Path, file_format: str, expected: dict[str, str], monkeypatch) -> None:
+    """The next run encodes what is missing, no more, and ends with what is expected."""
+    if output.exists():
+        assert content_of(output) == expected  # all or nothing
+    units, is_complete = finished_units(output), output.exists()
+    for unit in units:
+        assert json.loads((unit / "unit.json").read_text())["rows"]  # whole
+    builder = corpus_class("colonoscopic")
+    write_rows, encoded = builder.write_rows.__func__, []
+
+    def write(cls, video: SourceVideo, *arguments):
+        encoded.append(video)
+        return write_rows(cls, video, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "write_rows", classmethod(write))
+        prepare_corpus("colonoscopic", raw, output, file_format=file_format, num_proc=1, **OPTIONS)
+    assert len(encoded) == (0 if is_complete else NUM_VIDEOS - len(units))
+    assert content_of(output) == expected
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+MOMENTS: dict[str, Callable[[Path, Path], bool]] = {
+    "before the first video is done": lambda work, out: any((work / "units").glob(".*/*.mp4")),
+    "in the middle of the videos": lambda work, out: len(finished_units(out)) >= 5,
+    "when packing begins": lambda work, out: (work / "packed").exists(),
+    "in the middle of packing": lambda work, out: any((work / "packed" / "data").glob("train-00001*")),
+    "before the card": lambda work, out: any((work / "packed" / "data").glob("test-*-of-*")),
+    "before the final name": lambda work, out: (work / "packed" / "README.md").exists(),
+    "after the final name": lambda work, out: out.exists(),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed(moment, raw, file_format, uninterrupted, tmp_path, monkeypatch):
+    expected, _ = uninterrupted
+    output = tmp_path / "out"
+    work = output.with_name("out.incomplete")
+    process = started(raw, output, file_format)
+    was_killed = killed_when(process, lambda: MOMENTS[moment](work, output))
+    if moment in ("before the first video is done", "in the middle of the videos"):
+        assert was_killed
+        assert len(finished_units(output)) < NUM_VIDEOS
+    check_going_on(raw, output, file_format, expected, monkeypatch)
+
+
+def check_random_instants(number: int, raw, file_format, uninterrupted, tmp_path, monkeypatch) -> None:
+    expected, seconds = uninterrupted
+    generator = random.Random(file_format)
+    num_killed = 0
+    for i in range(number):
+        output = tmp_path / f"{i}" / "out"
+        output.parent.mkdir()
+        process = started(raw, output, file_format)
+        stop = time.perf_counter() + generator.uniform(0, seconds)
+        num_killed += killed_when(process, lambda stop=stop: time.perf_counter() > stop)
+        check_going_on(raw, output, file_format, expected, monkeypatch)
+    assert num_killed > number / 2
+
+
+def test_killed_at_three_random_instants(raw, file_format, uninterrupted, tmp_path, monkeypatch):
+    check_random_instants(3, raw, file_format, uninterrupted, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_instants(raw, file_format, uninterrupted, tmp_path, monkeypatch):
+    check_random_instants(20, raw, file_format, uninterrupted, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(raw, file_format, uninterrupted, tmp_path, monkeypatch):
+    expected, seconds = uninterrupted
+    output = tmp_path / "out"
+    generator = random.Random(file_format)
+    for _ in range(100):
+        process = started(raw, output, file_format)
+        stop = time.perf_counter() + generator.uniform(0, 0.3 * seconds)
+        killed_when(process, lambda stop=stop: time.perf_counter() > stop)
+        if output.exists():
+            break
+    check_going_on(raw, output, file_format, expected, monkeypatch)
+
+
+def test_ctrl_c(raw, tmp_path):
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "diffusers_endora.cli", "prepare", "colonoscopic", "--data_dir", str(raw)]
+    command += ["--output_dir", str(output), "--transcode", "40", "--quality", "lossless", "--num_proc", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not finished_units(output):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert not output.exists()
+    assert not list((tmp_path / "out.incomplete" / "units").glob(".*"))  # nothing half-written
