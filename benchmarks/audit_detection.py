@@ -121,7 +121,8 @@ def excerpts_section(folder: Path, num_excerpts: int) -> None:
     whole = examine(write_video(folder / "whole.mp4", flight, 12))
     rng = np.random.default_rng(0)
     print(
-        "| seconds | found | frames of the excerpt with a partner, median | found in another flight |\n|---|---|---|---|"
+        "| seconds | found | frames of the excerpt with a partner, median | found in another flight |\n"
+        "|---|---|---|---|"
     )
     for seconds in (2, 5, 10, 30, 60):
         excerpts: list[Examination] = []
@@ -207,8 +208,8 @@ def speed_section(num_videos: int, frames_each: int) -> None:
     seconds = time.perf_counter() - start
     pairs = num_videos * (num_videos - 1) / 2 * frames_each**2
     print(
-        f"\nComparing {num_videos} videos of {frames_each} random hashes: {seconds:.0f} s, {seconds / pairs * 1e9:.2f} "
-        f"ns a pair of hashes, mirrored ones included; {len(found)} of 1 pair found"
+        f"\nComparing {num_videos} videos of {frames_each} random hashes: {seconds:.0f} s, "
+        f"{seconds / pairs * 1e9:.2f} ns a pair of hashes, mirrored ones included; {len(found)} of 1 pair found"
     )
 
 

@@ -5,10 +5,12 @@
 Every preparation runs in a process of its own, whose resident memory (with that of its children) is read from /proc
 every 50 ms; Linux only. The videos are generated. Seconds are those of the preparation, without Python's imports.
 
-- size: the time of a video, and the memory, at 10,000 tiny videos over those at 1,000 in the same run.
-- cores: CPU seconds over wall seconds times cores, and the time over that of bare processes, one per core, which do
-  the same encoding or rendering and nothing else: what threads lose by Python's lock, and all book-keeping.
+- size: the time and CPU time of a video, and the memory, at 10,000 tiny videos over those at 1,000 in the same run.
+- cores: CPU seconds over wall seconds times cores, and wall seconds, over those of bare processes, one per core, which
+  do the same encoding or rendering and nothing else: what threads lose by Python's lock, and all book-keeping.
 - rows: memory with videos as large as a row may be.
+
+The ratios hold on a machine that is not idle, too; utilisation itself does not.
 """
 
 import argparse
@@ -93,7 +95,7 @@ def measure_size(folder: Path, counts: list[int]) -> None:
     patterns = [folder / f"pattern_{i}.mp4" for i in range(20)]
     for i, path in enumerate(patterns):
         write_drifting_video(path, i, 8, 32, 32)
-    per_video, peaks = [], []
+    per_video, cpu_per_video, peaks = [], [], []
     for count in counts:
         raw = folder / f"raw_{count}"
         raw.mkdir()
@@ -104,16 +106,18 @@ def measure_size(folder: Path, counts: list[int]) -> None:
         of_work = [mib for mib in result["memory"] if mib > 0]
         tenths = [max(part) for part in np.array_split(np.array(of_work[len(of_work) // 10 :]), 10)]
         per_video.append(result["seconds"] / count)
+        cpu_per_video.append(result["cpu"] / count)
         peaks.append(max(of_work))
         print(
-            f"{count:6d} videos  {result['seconds']:7.1f} s  {1000 * per_video[-1]:6.2f} ms a video  peak "
-            f"{peaks[-1]:4.0f} MiB, by tenths of the time {' '.join(f'{mib:.0f}' for mib in tenths)}",
+            f"{count:6d} videos  {result['seconds']:6.1f} s  {1000 * per_video[-1]:5.2f} ms and "
+            f"{1000 * cpu_per_video[-1]:5.2f} CPU ms a video  peak {peaks[-1]:4.0f} MiB, by tenths of the time "
+            f"{' '.join(f'{mib:.0f}' for mib in tenths)}",
             flush=True,
         )
         shutil.rmtree(raw)
     print(
-        f"{counts[-1]} over {counts[0]} videos: time a video x {per_video[-1] / per_video[0]:.3f}, peak memory x "
-        f"{peaks[-1] / peaks[0]:.3f}"
+        f"{counts[-1]} over {counts[0]} videos: time a video x {per_video[-1] / per_video[0]:.2f}, CPU time a video x "
+        f"{cpu_per_video[-1] / cpu_per_video[0]:.2f}, peak memory x {peaks[-1] / peaks[0]:.3f}"
     )
 
 
@@ -129,19 +133,21 @@ def render_share(seeds: list[int], folder: Path) -> None:
         np.savez_compressed(folder / f"{seed}.npz", depth=clip.depth)
 
 
-def seconds_of_processes(share: Callable[[list[Any], Path], None], work: list[Any]) -> float:
-    """The time of one process per core, each with its share of the work; without their start."""
+def bare_processes(share: Callable[[list[Any], Path], None], work: list[Any]) -> tuple[float, float]:
+    """Wall and CPU seconds of one process per core, each with its share of the work."""
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as temporary:
         processes = [
             context.Process(target=share, args=(work[i :: num_cores()], Path(temporary))) for i in range(num_cores())
         ]
-        start = time.perf_counter()
+        before, start = os.times(), time.perf_counter()
         for process in processes:
             process.start()
         for process in processes:
             process.join()
-        return time.perf_counter() - start
+        after, seconds = os.times(), time.perf_counter() - start
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        return seconds, cpu
 
 
 def measure_cores(folder: Path, repeats: int) -> None:
@@ -158,19 +164,26 @@ def measure_cores(folder: Path, repeats: int) -> None:
         corpus = "colonoscopic" if options["data_dir"] else "phantom"
         if corpus == "phantom":
             options |= {"num_videos": num_videos}
-        utilisation, ratios, peaks = [], [], []
+        utilisation: list[float] = []
+        of_bare: list[float] = []
+        ratios: list[float] = []
+        peak = 0.0
         for _ in range(repeats):
-            reference = seconds_of_processes(share, work)
+            seconds, cpu = bare_processes(share, work)
+            of_bare.append(cpu / (seconds * num_cores()))
             result = watched(corpus, **options)
             utilisation.append(result["cpu"] / (result["seconds"] * num_cores()))
-            ratios.append(result["seconds"] / reference)
-            peaks.append(max(result["memory"]))
+            ratios.append(result["seconds"] / seconds)
+            peak = max(peak, *result["memory"])
         print(
-            f"{name}, {num_videos} on {num_cores()} cores: utilisation {np.median(utilisation):.2f} (min "
-            f"{min(utilisation):.2f}, max {max(utilisation):.2f}), time over bare processes {np.median(ratios):.2f} "
-            f"(min {min(ratios):.2f}, max {max(ratios):.2f}), peak {max(peaks):.0f} MiB",
+            f"{name}, {num_videos} on {num_cores()} cores: utilisation {spread(utilisation)}, of bare processes "
+            f"{spread(of_bare)}; time over theirs {spread(ratios)}; peak {peak:.0f} MiB",
             flush=True,
         )
+
+
+def spread(values: list[float]) -> str:
+    return f"{np.median(values):.2f} (min {min(values):.2f}, max {max(values):.2f})"
 
 
 def measure_rows(folder: Path) -> None:

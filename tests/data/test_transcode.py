@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 from PIL import Image
 from test_video_io import CLOSED_GOP, IRREGULAR, KINDS, NUM_FRAMES, encode, film, packets
 
@@ -95,6 +96,16 @@ def test_colours(name, kind, tmp_path):
     check_lossless(source, tmp_path / "out.mp4")
     transcode_video(source, tmp_path / "lossy.mp4")
     assert psnr(all_frames(tmp_path / "lossy.mp4"), all_frames(source)) > 38  # a wrong matrix or range: 15 to 30
+
+
+def test_a_range_that_the_format_alone_tells(tmp_path):
+    planes = np.random.default_rng(0).integers(0, 256, (96, 64), dtype=np.uint8)  # of 64 rows and columns
+    frame = VideoFrame.from_ndarray(planes, format="yuvj420p")
+    frame.pts, frame.duration, frame.time_base = 0, 1, Fraction(1, 25)
+    assert frame.color_range == 0  # not stated
+    expected = frame.to_ndarray(format="rgb24")
+    encode_frames(tmp_path / "out.mp4", [frame], quality="lossless")
+    np.testing.assert_array_equal(all_frames(tmp_path / "out.mp4")[0], expected)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (33, 47)])

@@ -167,7 +167,7 @@ def _encode(
                     threads=1,
                 )
             frame.pts, frame.time_base, frame.duration = pts, first.time_base, duration
-            frame.pict_type = PictureType.NONE  # not what the source's encoder chose
+            frame.pict_type = PictureType.NONE  # x264 would warn that it is not what the source's encoder chose
             container.mux(stream.encode(frame))
             num_frames += 1
         container.mux(stream.encode(None))

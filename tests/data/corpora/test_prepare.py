@@ -1,5 +1,6 @@
 """Preparation: the rows that come out, what is left out, and the errors that leave everything as it was."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,13 +23,15 @@ from trees import LAYOUTS, write_tree
 
 from diffusers_endora.data.corpora import load_corpus_builder, packing
 from diffusers_endora.data.corpora import prepare as preparation
-from diffusers_endora.data.corpora.corpus import Rejection
+from diffusers_endora.data.corpora.corpus import CorpusFolder, Rejection
 from diffusers_endora.data.corpora.packing import row_of_sample
 from diffusers_endora.data.corpora.prepare import prepare_corpus
-from diffusers_endora.data.video_io import read_frames, read_video_info
+from diffusers_endora.data.transcode import encode_frames
+from diffusers_endora.data.video_io import iterate_frames, read_frames, read_video_info
 
 NUM_FRAMES = 8
-PHANTOM = {"num_videos": 3, "num_frames": 4, "height": 16, "width": 24, "seed": 7}  # a video in each split
+# A video in each split, cut into clips of 2 and 3 frames
+PHANTOM = {"num_videos": 3, "num_frames": 5, "height": 16, "width": 24, "seed": 7, "clip_length": 2}
 FORMATS = ("parquet", "webdataset")
 
 
@@ -99,17 +103,17 @@ def test_both_formats_hold_the_rows_of_the_builder(corpus, layout, trees, tmp_pa
 
 
 def test_phantom(tmp_path):
-    builder = load_corpus_builder("phantom", cache_dir=str(tmp_path / "cache"), quality="lossless", **PHANTOM)
+    builder = load_corpus_builder("phantom", "clips", cache_dir=str(tmp_path / "cache"), quality="lossless", **PHANTOM)
     builder.download_and_prepare()
     expected = {split: [plain(row) for row in rows] for split, rows in builder.as_dataset().items()}
     assert list(expected) == ["train", "validation", "test"]
     for file_format in FORMATS:
         out = tmp_path / file_format
-        prepare_corpus("phantom", None, out, file_format=file_format, quality="lossless", **PHANTOM)
+        prepare_corpus("phantom", None, out, "clips", file_format, quality="lossless", **PHANTOM)
         for streaming in (False, True):
             for split, rows in rows_of(out, streaming, tmp_path / "cache").items():
                 for row, of_builder in zip(rows, expected[split], strict=True):
-                    assert np.shape(row["depth"]) == (4, 16, 24)
+                    assert np.shape(row["depth"]) == (2 if row["start_frame"] == 0 else 3, 16, 24)
                     video, other = row.pop("video"), dict(of_builder)
                     assert video["bytes"] == other.pop("video")["bytes"]
                     assert row == other
@@ -328,6 +332,34 @@ def test_a_source_that_vanishes_or_changes_before_it_goes_on(raw, tmp_path, monk
     assert json.loads((out / "prepared.json").read_text())["summary"]["videos"] == 11
 
 
+def test_units_that_are_not_whole_are_made_again(raw, tmp_path, monkeypatch):
+    interrupt_packing(monkeypatch, "colonoscopic", raw, tmp_path / "out", short_side=24)
+    units = sorted((tmp_path / "out.incomplete" / "units").iterdir())
+    (units[0] / "unit.json").unlink()
+    (units[1] / "unit.json").write_text('{"rows": [')
+    (units[2].with_name(f".{units[2].name}")).mkdir()
+    (units[3].with_name("of_other_options")).mkdir()
+    prepare_corpus("colonoscopic", raw, tmp_path / "out", short_side=24)
+    prepare_corpus("colonoscopic", raw, tmp_path / "at_once", short_side=24)
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "at_once")
+
+
+def test_a_source_that_vanishes_while_it_is_read(raw, tmp_path, monkeypatch):
+    builder = preparation.corpus_class("colonoscopic")
+    write_rows = builder.write_rows.__func__
+    video = sorted(raw.rglob("*.mp4"))[3]
+
+    def write_and_remove(cls, of, *arguments):
+        rows = write_rows(cls, of, *arguments)
+        if of.path == video:
+            video.unlink()
+        return rows
+
+    monkeypatch.setattr(builder, "write_rows", classmethod(write_and_remove))
+    with pytest.raises(ValueError, match=rf"{video.name}: has changed since the preparation began; run it again"):
+        prepare_corpus("colonoscopic", raw, tmp_path / "out")
+
+
 def test_a_source_that_changes_meanwhile(raw, tmp_path, monkeypatch):
     video = sorted(raw.rglob("*.mp4"))[3]
     write_shards = preparation.write_shards
@@ -449,6 +481,35 @@ def files_of_at_most(num_bytes: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_failure_stops_what_is_being_encoded(raw, tmp_path, monkeypatch):
+    builder = preparation.corpus_class("colonoscopic")
+    patience = 20  # seconds that the video lasts which nobody waits for
+    is_encoding, ended_by_itself = threading.Event(), threading.Event()
+
+    def endless(source):
+        frame = next(iterate_frames(source))
+        start = time.perf_counter()
+        while time.perf_counter() < start + patience:
+            is_encoding.set()
+            frame.pts += frame.duration
+            yield frame
+        ended_by_itself.set()
+
+    def write_rows(cls, video, folder, config):
+        if video is first[0]:
+            encode_frames(folder / "0.mp4", endless(video.path))
+        is_encoding.wait()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    first = builder.read_folder(raw, builder.BUILDER_CONFIGS[0]).videos
+    monkeypatch.setattr(builder, "read_folder", lambda *_: CorpusFolder("a tree", first))
+    monkeypatch.setattr(builder, "write_rows", classmethod(write_rows))
+    with pytest.raises(OSError, match="No space left on device"):
+        prepare_corpus("colonoscopic", raw, tmp_path / "out", num_proc=2)
+    assert not ended_by_itself.is_set()
+    assert not any((tmp_path / "out.incomplete" / "units").iterdir())
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

@@ -91,7 +91,7 @@ def audit_corpus(
     """
     from .report import write_report
 
-    check_output(output)
+    check_output(output, listing)
     audit = Audit(listing, seconds_between, unreadable=list(listing.unreadable))
     examine_all(audit, num_proc)
     if not audit.videos:
@@ -105,12 +105,22 @@ def audit_corpus(
     return audit, facts
 
 
-def check_output(output: Path) -> None:
-    """Raises a ValueError unless `output` is absent or an empty folder."""
+def check_output(output: Path, listing: Listing) -> None:
+    """Looks, before the work, whether there can be a report.
+
+    Raises:
+        ValueError: `output` is a file or holds something, or lies in the corpus, of which it would become a part.
+        PermissionError: it cannot be made.
+    """
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output}: is a file; expected a name for the report's folder.")
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"--output {output}: is not empty; choose another folder, or remove it.")
+    if listing.folder.resolve() in (output.resolve(), *output.resolve().parents):
+        raise ValueError(f"--output {output}: lies in the corpus; choose a place outside {listing.folder}.")
+    existing = next(path for path in output.absolute().parents if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise PermissionError(f"--output {output}: cannot be made in {existing}.")
 
 
 def examine_all(audit: Audit, num_proc: int | None) -> None:
@@ -130,7 +140,7 @@ def examine_all(audit: Audit, num_proc: int | None) -> None:
         try:
             num_thumbnails = FRAMES_ON_CONTACT_SHEET if on_sheet else 0
             return examine(source, video.image_fps, audit.seconds_between, num_thumbnails)
-        except (VideoError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:  # whatever is wrong with it, the others are looked at
             reason = " ".join(str(error).split()).removeprefix(f"{source_name(source)}: ")
             raise VideoError(reason) from error
 

@@ -18,8 +18,8 @@ _DECODED_AT_A_TIME = 2**27  # bytes of full-size frames, in each thread
 _DARK = 24  # grey levels: black of limited range, not expanded, is 16
 _ALL_DARK = 0.98  # of a black frame's pixels
 _CHANGE = 3  # grey levels: less is what encoders do to a still picture
-_CHANGED = 0.01  # of a changed frame's cells: a clock changes fewer
-_CELLS = (32, 32)  # of a frame, their means being compared
+_CHANGED = 0.02  # of a changed frame's cells: a clock changes fewer
+_CELLS = (16, 16)  # of a frame, their means being compared
 
 THUMBNAIL = 128  # pixels, the side of a square
 _PICTURE = 640  # pixels, the longer side
@@ -129,7 +129,7 @@ def examine(
         text_was_looked_for=detector.num_frames >= LEAST_FRAMES,
         damaged=damaged,
         thumbnails=np.array(thumbnails, np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL, 3),
-        picture=picture if text else None,
+        picture=picture.copy() if text and picture is not None else None,  # not a view of all the frames decoded
         picture_scale=1.0 if picture is None else picture.shape[1] / info.width,
     )
 

@@ -43,7 +43,8 @@ _Y, _X = (np.mgrid[:_SIDE, :_SIDE] + 0.5) / _SIDE * 2 - 1
 _RADIUS = np.hypot(_X, _Y)
 _VIEW = (_RADIUS < 1).astype(np.float32)
 _WINDOW = (np.sin(np.pi / 2 * np.clip((1 - _RADIUS) / 0.25, 0, 1)) ** 2).astype(np.float32)
-_VIEW_NEARBY = gaussian_filter(_VIEW, _LOCAL) + 1e-6
+_BLUR = gaussian_filter(np.eye(_SIDE), (_LOCAL, 0)).astype(np.float32)  # as a matrix it is four times as fast
+_VIEW_NEARBY = _BLUR @ _VIEW @ _BLUR.T + np.float32(1e-6)
 
 # What the hash of the mirror image differs in: the coefficients that are odd from left to right.
 MIRROR = np.packbits(_U % 2 == 1).view(np.uint64)
@@ -69,11 +70,11 @@ def hash_frame(grey: np.ndarray) -> np.ndarray | None:
         return None
     picture = Image.fromarray(grey).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=square)
     levels = 60 * np.log(np.asarray(picture, dtype=np.float32) + 16)  # at mid-grey, half a level for each grey level
-    levels -= gaussian_filter(levels * _VIEW, _LOCAL) / _VIEW_NEARBY
+    levels -= _BLUR @ (levels * _VIEW) @ _BLUR.T / _VIEW_NEARBY
     fine = (_COSINES @ (levels * _WINDOW) @ _COSINES.T)[_IS_FINE]
     if np.sqrt((fine**2).sum() / _WINDOW.sum()) < _LEAST_CONTRAST:
         return None
-    variance = gaussian_filter(levels * levels * _VIEW, _LOCAL) / _VIEW_NEARBY
+    variance = _BLUR @ (levels * levels * _VIEW) @ _BLUR.T / _VIEW_NEARBY
     coefficients = _COSINES @ (levels / np.sqrt(variance + 3) * _WINDOW) @ _COSINES.T
     return np.packbits(coefficients[_V, _U] > 0).view(np.uint64)
 
@@ -84,7 +85,7 @@ def lit_square(grey: np.ndarray) -> tuple[float, float, float, float] | None:
     Text in a border, which fills little of a row or column, does not widen it. Cutting the picture to this square, as
     the preparation of training data does, does not change it.
     """
-    lit = grey > max(_DARKEST, 0.08 * float(np.percentile(grey, 99.5)))
+    lit = grey > max(_DARKEST, 0.1 * float(np.percentile(grey, 95)))
     if not lit.any():
         return None
     (left, right), (top, bottom) = _span(lit.mean(axis=0)), _span(lit.mean(axis=1))

@@ -71,13 +71,15 @@ class Listing:
     """A corpus.
 
     Attributes:
-        source: its folder, for the report.
+        source: what the report calls it.
+        folder: where it is.
         videos: in natural order.
         unreadable: what cannot be listed, as (name, reason).
         notes: what a person should know, one sentence each.
     """
 
     source: str
+    folder: Path
     videos: list[ListedVideo]
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -102,7 +104,7 @@ def list_folder(folder: Path) -> Listing:
         for path in paths:
             below = path.relative_to(folder)
             videos.append(ListedVideo(printable(below.as_posix()), split_of(below, is_file=path.is_file()), path))
-        listing = Listing(printable(str(folder)), videos)
+        listing = Listing(printable(str(folder)), folder, videos)
         if num_others:
             listing.notes.append(f"{num_others} files are neither videos nor frames of one, and were not looked at")
     if not listing.videos and not listing.unreadable:
@@ -138,7 +140,8 @@ def list_corpus(name: str, data_dir: Path, config_name: str = "videos", **option
     found = builder.read_folder(data_dir, config)
     videos = [ListedVideo(v.source, v.split, v.path, v.video_id, v.image_fps) for v in found.videos]
     rejected = [(rejection.source, rejection.reason) for rejection in found.rejected]
-    return Listing(f"{name} in {printable(str(data_dir))}, {found.layout}", videos, rejected, list(found.notes))
+    source = f"{name} in {printable(str(data_dir))}, {found.layout}"
+    return Listing(source, data_dir, videos, rejected, list(found.notes))
 
 
 def split_of(path: PurePath, is_file: bool = True) -> str:
@@ -156,7 +159,7 @@ def printable(name: str) -> str:
 
 
 def _list_shards(folder: Path) -> Listing:
-    listing = Listing(printable(str(folder)), [])
+    listing = Listing(printable(str(folder)), folder, [])
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".parquet", ".tar")):
         below = path.relative_to(folder)
         if not path.is_file() or any(part.startswith(".") for part in below.parts):

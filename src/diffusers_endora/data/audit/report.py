@@ -24,7 +24,7 @@ _PICTURE = 480  # pixels, the side of a square
 def write_report(audit: Audit, folder: Path) -> dict[str, Any]:
     """Writes the files of a report into a folder and returns the content of `audit.json`."""
     facts = collect_facts(audit)
-    (folder / "audit.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(folder / "audit.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     sheet = [e.thumbnails for e in audit.examinations if len(e.thumbnails)]
     rows = [video.name for video, e in zip(audit.videos, audit.examinations, strict=True) if len(e.thumbnails)]
     if sheet:
@@ -35,8 +35,13 @@ def write_report(audit: Audit, folder: Path) -> dict[str, Any]:
     if shown:
         save_contact_sheet(folder / "text_regions.png", pictures_of_text(audit, shown))
     text = markdown(facts, rows, [audit.videos[number].name for number in shown])
-    (folder / "audit.md").write_text(text, encoding="utf-8")
+    write_text(folder / "audit.md", text)
     return facts
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes UTF-8; of reasons that quote a name in another encoding, the bytes are written out."""
+    path.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
 def collect_facts(audit: Audit) -> dict[str, Any]:
@@ -131,13 +136,12 @@ def pictures_of_text(audit: Audit, numbers: list[int]) -> np.ndarray:
     for number in numbers:
         e = audit.examinations[number]
         assert e.picture is not None
-        picture = Image.fromarray(e.picture)
+        height, width = e.picture.shape[:2]
+        scale = _PICTURE / max(height, width)
+        picture = Image.fromarray(e.picture).resize((max(1, round(width * scale)), max(1, round(height * scale))))
         draw = ImageDraw.Draw(picture)
-        for left, top, right, bottom in e.text:
-            corners = [side * e.picture_scale for side in (left, top, right, bottom)]
-            draw.rectangle(corners, outline=_TEXT_COLOUR, width=1 + picture.width // 320)
-        scale = _PICTURE / max(picture.size)
-        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+        for box in e.text:
+            draw.rectangle([side * e.picture_scale * scale for side in box], outline=_TEXT_COLOUR, width=2)
         tile = Image.new("RGB", (_PICTURE, _PICTURE))
         tile.paste(picture, ((_PICTURE - picture.width) // 2, (_PICTURE - picture.height) // 2))
         tiles.append(np.asarray(tile))
@@ -320,7 +324,7 @@ def items(lines: list[str], limit: int | None = LISTED) -> str:
     """A list, of which the first `limit` are shown; or that there is nothing."""
     if not lines:
         return "None."
-    return "\n".join(f"- {line}" for line in lines[:limit]) + (more(lines) if limit else "")
+    return "\n".join("- " + line.replace("\n", " ") for line in lines[:limit]) + (more(lines) if limit else "")
 
 
 def more(lines: list[Any]) -> str:

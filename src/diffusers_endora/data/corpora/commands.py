@@ -183,11 +183,10 @@ def audit(
     if data_dir is None and corpus in CORPORA and not Path(corpus).is_dir():
         raise ValueError(f"{corpus}: give its folder with --data_dir, or name a folder that `endora prepare` wrote.")
     try:
-        from ..audit.audit import audit_corpus, check_output
+        from ..audit.audit import audit_corpus
         from ..audit.listing import list_corpus, list_folder
         from ..audit.report import summary
 
-        check_output(output)
         if data_dir is None:
             listing = list_folder(Path(corpus))
         else:

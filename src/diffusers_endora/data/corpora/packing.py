@@ -20,6 +20,7 @@ EXTENSIONS = {"parquet": ".parquet", "webdataset": ".tar"}
 
 # Streaming reads a row group at a time, and so do the first rows wait for one; larger rows are groups of their own.
 _ROW_GROUP_BYTES = 2**24
+_ROW_GROUP_ROWS = 1000
 
 # A sample of WebDataset ends where the part of the name before its first dot changes
 _ARRAY_FEATURES = (Array2D, Array3D)
@@ -72,27 +73,27 @@ class _ParquetShard:
         self._group: list[Row] = []
         self._bytes_in_group = 0
         self._features = features
+        self._arrays = [name for name, feature in features.items() if isinstance(feature, _ARRAY_FEATURES)]
         self._schema = features.arrow_schema
-        # Videos do not compress; statistics and dictionaries of them would only cost memory
-        columns = [name for name in _parquet_columns(self._schema) if name != "video.bytes"]
+        # Statistics and dictionaries of videos and arrays would only cost memory, and videos do not compress
+        leaves = _parquet_columns(self._schema)
+        small = [leaf for leaf in leaves if leaf != "video.bytes" and leaf.split(".")[0] not in self._arrays]
         self._writer = pyarrow.parquet.ParquetWriter(
             path,
             self._schema,
-            compression=dict.fromkeys(columns, "SNAPPY") | {"video.bytes": "NONE"},
-            use_dictionary=columns,
-            write_statistics=columns,
+            compression=dict.fromkeys(leaves, "SNAPPY") | {"video.bytes": "NONE"},
+            use_dictionary=small,
+            write_statistics=small,
         )
 
     def write(self, key: str, row: Row) -> None:
-        size = len(row["video"]["bytes"]) + sum(
-            value.nbytes for value in row.values() if isinstance(value, np.ndarray)
-        )
+        size = len(row["video"]["bytes"]) + sum(row[name].nbytes for name in self._arrays)
         if self._group and self._bytes_in_group + size > _ROW_GROUP_BYTES:
             self._write_group()
         self._group.append(row)
         self._bytes_in_group += size
         self.num_bytes += size
-        if self._bytes_in_group >= _ROW_GROUP_BYTES:
+        if self._bytes_in_group >= _ROW_GROUP_BYTES or len(self._group) == _ROW_GROUP_ROWS:
             self._write_group()
 
     def close(self) -> None:
@@ -101,11 +102,14 @@ class _ParquetShard:
         self._writer.close()
 
     def _write_group(self) -> None:
-        others = datasets.Features({name: feature for name, feature in self._features.items() if name != "video"})
+        """Videos and arrays go into Arrow's buffers as they are; datasets converts the other columns."""
+        columns = {"video": self._videos()}
+        for name in self._arrays:
+            columns[name] = _array_column([row[name] for row in self._group], self._schema.field(name).type)
+        others = datasets.Features({name: f for name, f in self._features.items() if name not in columns})
         table = datasets.Dataset.from_list([{n: row[n] for n in others} for row in self._group], others).data.table
-        columns = {"video": self._videos()} | {name: table[name].combine_chunks() for name in others}
-        arrays = [columns[field.name].cast(field.type) for field in self._schema]
-        group = pyarrow.Table.from_arrays(arrays, schema=self._schema)
+        columns |= {name: table[name].combine_chunks().cast(self._schema.field(name).type) for name in others}
+        group = pyarrow.Table.from_arrays([columns[field.name] for field in self._schema], schema=self._schema)
         self._writer.write_table(group, row_group_size=len(self._group))
         self._group, self._bytes_in_group = [], 0
 
@@ -119,6 +123,15 @@ class _ParquetShard:
         of_name = {"bytes": content, "path": paths}
         fields = list(self._schema.field("video").type)
         return pyarrow.StructArray.from_arrays([of_name[field.name] for field in fields], fields=fields)
+
+
+def _array_column(arrays: list[np.ndarray], kind: pyarrow.ExtensionType) -> pyarrow.Array:
+    """A column of `ArrayXD`, whose storage is lists in lists."""
+    values = pyarrow.array(np.concatenate([array.ravel() for array in arrays]))
+    for axis in reversed(range(arrays[0].ndim)):
+        lengths = np.concatenate([np.full(np.prod(a.shape[:axis], dtype=int), a.shape[axis]) for a in arrays])
+        values = pyarrow.ListArray.from_arrays(np.cumsum([0, *lengths], dtype=np.int32), values)
+    return pyarrow.ExtensionArray.from_storage(kind, values.cast(kind.storage_type))
 
 
 def _parquet_columns(schema: pyarrow.Schema) -> list[str]:

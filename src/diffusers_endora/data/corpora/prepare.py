@@ -97,8 +97,8 @@ def prepare_corpus(
     """Writes a corpus as shards with a card.
 
     `output_dir` has `data/<split>-00000-of-00001.parquet` (or `.tar`), `README.md`, `rejected.jsonl` and
-    `prepared.json`; it appears when it is complete. The same input gives the same bytes, interrupted or not and
-    whatever `num_proc` is.
+    `prepared.json`; it appears when it is complete. Until then `<output_dir>.incomplete` takes up to twice its size.
+    The same input gives the same bytes, interrupted or not and whatever `num_proc` is.
 
     Args:
         corpus: a name of `CORPORA`.
@@ -134,14 +134,14 @@ def prepare_corpus(
     identity = digest([_VERSION, settings, content, [asdict(rejection) for rejection in found.rejected]])
     record = {"identity": identity, "settings": settings, "layout": found.layout}
     if (earlier := finished(output, record)) is not None:
-        shutil.rmtree(work, ignore_errors=True)
+        discard_work(work)
         return Prepared(output, *earlier, found.notes, None)
     packed = work / "packed"
     try:
         task.units.mkdir(parents=True, exist_ok=True)
         with FileLock(work / "lock", timeout=0):
             if (earlier := finished(output, record)) is not None:  # by another process, meanwhile
-                shutil.rmtree(work, ignore_errors=True)
+                discard_work(work)
                 return Prepared(output, *earlier, found.notes, None)
 
             # 2. Videos, as many at a time as there are cores
@@ -166,7 +166,7 @@ def prepare_corpus(
             for name in ("videos", "rows", "frames", "seconds", "bytes"):
                 summary[name] = round(sum(counts[name] for counts in summary["splits"].values()), 3)
             if not summary["rows"]:
-                shutil.rmtree(work, ignore_errors=True)
+                discard_work(work)
                 raise ValueError(f"{data_dir}: no video is usable, such as {rejected[0].source}: {rejected[0].reason}")
             lines = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in rejected]
             (packed / REJECTED).write_text("".join(lines), encoding="utf-8")
@@ -174,7 +174,7 @@ def prepare_corpus(
             write_card(packed, builder, config, summary, found.layout, found.notes, len(rejected), file_format)
             bring_to_disk(packed)
             packed.replace(output)
-            shutil.rmtree(work, ignore_errors=True)
+            discard_work(work)
     except Timeout as error:
         raise ValueError(f"{output}: another process is preparing it.") from error
     except OSError as error:
@@ -219,7 +219,9 @@ def check_places(output: Path, work: Path, data_dir: str | os.PathLike[str] | No
         raise ValueError(f"{output}: is a mount point, which cannot be replaced; choose a folder in it.")
     if data_dir is not None and output.is_relative_to(Path(data_dir).resolve()):
         raise ValueError(f"{output}: lies in the raw folder {data_dir}; choose a folder elsewhere.")
-    if work.exists() and not (work.is_dir() and {p.name for p in work.iterdir()} <= {"units", "packed", "lock"}):
+    if work.exists() and not (
+        work.is_dir() and {p.name for p in work.iterdir()} <= {"units", ".units", "packed", "lock"}
+    ):
         raise ValueError(f"{work}: is not what an interrupted preparation leaves; move it away.")
 
 
@@ -247,6 +249,22 @@ def finished(output: Path, record: dict[str, Any]) -> tuple[dict[str, Any], list
         if was != now:
             raise ValueError(f"{output}: was prepared with {name} {was} and not {now}; {remedy}")
     raise ValueError(f"{output}: was prepared from other files, or the raw folder has changed since; {remedy}")
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder; killed in between, what is left is not taken for whole."""
+    hidden = folder if folder.name.startswith(".") else folder.with_name(f".{folder.name}")
+    if hidden != folder:
+        shutil.rmtree(hidden, ignore_errors=True)
+        folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def discard_work(work: Path) -> None:
+    """Removes what a preparation leaves, if anything."""
+    if (work / "units").is_dir():
+        discard(work / "units")
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def bring_to_disk(folder: Path) -> None:
@@ -279,8 +297,16 @@ def keep_units(task: Task) -> None:
     """Removes units that are half-written or of other files or options. Rejected videos are tried again."""
     expected = {task.unit(video) for video in task.videos}
     for path in task.units.iterdir():
-        if path not in expected or "rejected" in read_unit(path):
-            shutil.rmtree(path)
+        if path not in expected or not has_rows(path):
+            discard(path)
+
+
+def has_rows(unit: Path) -> bool:
+    """Whether a unit is whole and its video not rejected."""
+    try:
+        return "rows" in read_unit(unit)
+    except (OSError, ValueError):  # half-removed
+        return False
 
 
 def read_unit(unit: Path) -> dict[str, Any]:
@@ -331,7 +357,7 @@ def make_unit(task: Task, video: SourceVideo) -> None:
             for row in rows:
                 check_size(video.path if row["file"] is None else temporary / row["file"])
             content = {"rows": rows}
-        except VideoError as error:
+        except (VideoError, FileNotFoundError) as error:  # what vanished is said below
             for path in temporary.iterdir():
                 path.unlink()
             content = {"rejected": reason(error, video, temporary)}
@@ -356,7 +382,7 @@ def check_size(path: Path) -> None:
         )
 
 
-def reason(error: VideoError, video: SourceVideo, folder: Path) -> str:
+def reason(error: Exception, video: SourceVideo, folder: Path) -> str:
     """The error's sentence without the files that it may begin with and the folders it may name."""
     sentence = re.sub(rf"^(?:{re.escape(str(folder))}/[^:/]*): ", "", str(error))
     return (
