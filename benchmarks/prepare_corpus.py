@@ -29,11 +29,14 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_endora.data.corpora.corpus import MAX_VIDEO_BYTES
+from diffusers_endora.data.corpora.corpus import MAX_VIDEO_BYTES, SourceVideo
+from diffusers_endora.data.corpora.phantom import Phantom, PhantomConfig
 from diffusers_endora.data.corpora.prepare import num_cores, prepare_corpus
-from diffusers_endora.data.phantom import CLASSES, render_phantom_clip
 from diffusers_endora.data.transcode import transcode_video
 from diffusers_endora.data.video_io import write_video
+
+
+PHANTOM = PhantomConfig(name="videos", num_videos=4 * num_cores(), num_frames=16)
 
 
 def write_drifting_video(path: Path, seed: int, num_frames: int, height: int, width: int) -> None:
@@ -126,11 +129,10 @@ def transcode_share(paths: list[Path], folder: Path) -> None:
         transcode_video(path, folder / path.name, 128)
 
 
-def render_share(seeds: list[int], folder: Path) -> None:
-    for seed in seeds:
-        label = CLASSES[seed % len(CLASSES)]
-        clip = render_phantom_clip(seed, 16, 128, 128, polyp=label == "polyp", instrument=label == "instrument")
-        np.savez_compressed(folder / f"{seed}.npz", depth=clip.depth)
+def render_share(videos: list[SourceVideo], folder: Path) -> None:
+    for video in videos:
+        (folder / video.video_id).mkdir()
+        Phantom.write_rows(video, folder / video.video_id, PHANTOM)
 
 
 def bare_processes(share: Callable[[list[Any], Path], None], work: list[Any]) -> tuple[float, float]:
@@ -158,12 +160,12 @@ def measure_cores(folder: Path, repeats: int) -> None:
         write_drifting_video(raw / f"{i + 1:05d}.mp4", i, 100, 480, 640)
     kinds: list[tuple[str, Any, Any, dict[str, Any]]] = [
         ("640x480 videos to 128", transcode_share, sorted(raw.iterdir()), {"data_dir": raw, "short_side": 128}),
-        ("phantom of 16x128x128", render_share, list(range(num_videos)), {"data_dir": None, "num_frames": 16}),
+        ("phantom of 16x128x128", render_share, Phantom.read_folder(None, PHANTOM).videos, {"data_dir": None}),
     ]
     for name, share, work, options in kinds:
         corpus = "colonoscopic" if options["data_dir"] else "phantom"
         if corpus == "phantom":
-            options |= {"num_videos": num_videos}
+            options |= {"num_videos": num_videos, "num_frames": PHANTOM.num_frames}
         utilisation: list[float] = []
         of_bare: list[float] = []
         ratios: list[float] = []

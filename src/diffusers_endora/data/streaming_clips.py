@@ -40,7 +40,8 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
     all bytes and decodes its own part. (Without it, `accelerate` lets the main process read and decode for all.)
 
     **Resuming.** `state_dict` says where the iteration is, at any moment, and after `load_state_dict` it goes on with
-    the very next item, given the same number of workers. `StatefulDataLoader` calls both in its workers.
+    the very next item, given the same number of workers. `StatefulDataLoader` calls both in its workers. (Do not call
+    `shuffle` on the stream itself: `datasets` does not keep the content of its own buffer.)
 
     **Broken rows.** Another row of the block takes the place of one that cannot be read or is too short; each is
     logged, and counted once an epoch in `num_broken` or `num_too_short`.
@@ -157,7 +158,7 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
         self._resume_at = None
         epoch, number, first, start = (position[name] for name in ("epoch", "block", "item", "stream"))
         stream = copy.deepcopy(self._stream)  # as a stream remembers for good where it was told to start
-        stream.set_epoch(epoch)
+        stream.set_epoch(0 if self.fixed_offsets else epoch)  # datasets shuffles the shards by the epoch
         if start is not None:
             stream.load_state_dict(start)
         rows = self._eligible(stream)

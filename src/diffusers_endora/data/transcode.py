@@ -53,6 +53,12 @@ def cancelled_when(condition: Callable[[], bool]) -> Iterator[None]:
         _is_cancelled.reset(token)
 
 
+def check_not_cancelled() -> None:
+    """Raises `Cancelled` when the condition of `cancelled_when` holds."""
+    if _is_cancelled.get()():
+        raise Cancelled
+
+
 def transcode_video(
     source: VideoSource,
     path: Path,
@@ -151,8 +157,7 @@ def _encode(
             if first.format.name != planes:
                 context.color_range = ColorRange.JPEG
         for frame in frames:
-            if _is_cancelled.get()():
-                raise Cancelled
+            check_not_cancelled()
             pts, duration = (frame.pts or 0) - start, frame.duration
             if planes is None or pixel_format == "rgb24":
                 frame = frame.reformat(format="rgb24", threads=1)

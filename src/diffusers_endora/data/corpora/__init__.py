@@ -53,7 +53,9 @@ def load_corpus(name: str, config_name: str = "videos", split: str = "train", **
     """
     builder = load_corpus_builder(name, config_name, **options)
     builder.download_and_prepare()
-    splits = [name for name, info in (builder.info.splits or {}).items() if info.num_examples]
+    splits = [of_rows for of_rows, info in (builder.info.splits or {}).items() if info.num_examples]
+    if not splits:
+        raise ValueError(f"{options.get('data_dir')}: no video of {name} can be read; warnings above say why.")
     if split not in splits:
         raise ValueError(f"split {split!r}: {name} has {', '.join(splits)} here.")
     return builder.as_dataset(split=split)

@@ -10,7 +10,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from datasets import Array2D, Array3D, ClassLabel, List, Value
 
-from ..phantom import CLASSES, render_phantom_clip
+from ..phantom import CLASSES
 from ..transcode import encode_frames
 from ..video_io import read_video_info
 from .corpus import (
@@ -24,6 +24,7 @@ from .corpus import (
     row_of_file,
     windows,
 )
+from .rendering import render_beside_others
 
 _TRUTH = ("depth", "camera_to_world", "intrinsics", "polyp_visible", "instrument_visible")
 _FPS = 8
@@ -95,8 +96,15 @@ class Phantom(CorpusBuilder):
     def write_rows(cls, video: SourceVideo, folder: Path, config: Any) -> list[Row]:
         label = video.labels["label"]
         seed = int(video.video_id.rpartition("_")[2])
-        size = (config.num_frames, config.height, config.width)
-        clip = render_phantom_clip(seed, *size, polyp=label == "polyp", instrument=label == "instrument", fps=_FPS)
+        clip = render_beside_others(
+            seed=seed,
+            num_frames=config.num_frames,
+            height=config.height,
+            width=config.width,
+            polyp=label == "polyp",
+            instrument=label == "instrument",
+            fps=_FPS,
+        )
         parts = windows(config.num_frames, config.clip_length) if config.kind == "clips" else [(0, config.num_frames)]
         rows = []
         for i, (start, stop) in enumerate(parts):
