@@ -35,8 +35,7 @@ from diffusers_endora.data.corpora.prepare import num_cores, prepare_corpus
 from diffusers_endora.data.transcode import transcode_video
 from diffusers_endora.data.video_io import write_video
 
-
-PHANTOM = PhantomConfig(name="videos", num_videos=4 * num_cores(), num_frames=16)
+PHANTOM = PhantomConfig(name="videos", num_videos=4 * num_cores())
 
 
 def write_drifting_video(path: Path, seed: int, num_frames: int, height: int, width: int) -> None:
@@ -58,18 +57,19 @@ def prepare_and_tell(arguments: dict[str, Any]) -> None:
     before = os.times()
     prepared = prepare_corpus(output_dir=Path(arguments.pop("output_dir")), **arguments, **options)
     after = os.times()
-    cpu = after.user + after.system - before.user - before.system
+    cpu = sum(after[:4]) - sum(before[:4])  # with the children's
     print(json.dumps({"seconds": prepared.took, "cpu": cpu, "videos": prepared.summary["videos"]}))
 
 
 def resident_mib(pid: int) -> float:
     """Of a process and its children; 0 when it has ended."""
     try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        of_threads = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError):
         return 0.0
-    return pages * resource.getpagesize() / 2**20 + sum(map(resident_mib, children))
+    own = pages * resource.getpagesize() / 2**20
+    return own + sum(resident_mib(int(child)) for children in of_threads for child in children)
 
 
 def watched(corpus: str, data_dir: Path | None, **arguments: Any) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def measure_cores(folder: Path, repeats: int) -> None:
         write_drifting_video(raw / f"{i + 1:05d}.mp4", i, 100, 480, 640)
     kinds: list[tuple[str, Any, Any, dict[str, Any]]] = [
         ("640x480 videos to 128", transcode_share, sorted(raw.iterdir()), {"data_dir": raw, "short_side": 128}),
-        ("phantom of 16x128x128", render_share, Phantom.read_folder(None, PHANTOM).videos, {"data_dir": None}),
+        ("phantom of 64x128x128", render_share, Phantom.read_folder(None, PHANTOM).videos, {"data_dir": None}),
     ]
     for name, share, work, options in kinds:
         corpus = "colonoscopic" if options["data_dir"] else "phantom"

@@ -3,6 +3,10 @@
 The first 64 bits of every hash are compared with those of every hash of the other videos, which takes about a
 nanosecond a pair and needs no index; pairs within `FIND` are confirmed with all 256 bits. Hashes of endoscopic
 pictures are too much alike for an index by parts to leave much out.
+
+Measured by `benchmarks/audit_detection.py`: of 94,830 pairs of different scenes none is within the thresholds (the
+nearest differ in 81 bits); copies encoded anew, resized, brightened or darkened are found all, cropped by 5 % nearly
+all, by 10 % about half.
 """
 
 import os

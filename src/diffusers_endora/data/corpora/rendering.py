@@ -35,13 +35,13 @@ def render_beside_others(**arguments: Any) -> PhantomClip:
     """
     if threading.current_thread() is threading.main_thread():
         return render_phantom_clip(**arguments)
-    # In a session of its own, Ctrl-C reaches this process alone, which tells
+    # In a group of its own: Ctrl-C reaches this process alone, which tells
     process = subprocess.Popen(
         [sys.executable, "-c", _RENDER, phantom.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,
+        process_group=0,
     )
     with process:
         try:
