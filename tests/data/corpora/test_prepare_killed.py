@@ -223,5 +223,6 @@ def test_ctrl_c(raw, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
+    assert err.endswith("interrupted; the same command goes on where it stopped\n")
     assert not output.exists()
     assert not list((tmp_path / "out.incomplete" / "units").glob(".*"))  # nothing half-written

@@ -118,7 +118,11 @@ def prepare(
 
     if repo_id is not None:
         check_may_push(corpus, repo_id, private, has_the_right)
-    prepared = prepare_corpus(corpus, data_dir, output_dir, config, file_format, num_proc, **options)
+    try:
+        prepared = prepare_corpus(corpus, data_dir, output_dir, config, file_format, num_proc, **options)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on where it stopped", err=True)
+        raise
     report(prepared, typer.echo)
     if repo_id is not None:
         typer.echo(push_to_hub(prepared.output_dir, repo_id, private))
