@@ -515,7 +515,7 @@ def test_evaluate_without_generated_clips_needs_a_ladder(refused, tmp_path, offl
 
 def test_every_help_has_an_example():
     commands = [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
-    assert commands == ["generate", "evaluate", "convert", "export"]
+    assert commands == ["generate", "evaluate", "convert", "export", "prepare", "audit"]
     for command in commands:
         result = CliRunner().invoke(cli.app, [command, "--help"])
         assert result.exit_code == 0
