@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -86,9 +87,9 @@ def label_of(row: dict[str, Any], column: str, name: str) -> int | None:
         ValueError: it is no integer from 0 up.
     """
     label = row.get(column)
-    if label is not None and (not isinstance(label, int) or isinstance(label, bool) or label < 0):
+    if label is not None and (not isinstance(label, Integral) or isinstance(label, bool) or label < 0):
         raise ValueError(f"{name}: {column}={label!r}: expected an integer label from 0 up, or None")
-    return label
+    return None if label is None else int(label)
 
 
 def stated_num_frames(row: dict[str, Any], columns: RowColumns) -> int | None:
@@ -123,7 +124,7 @@ def open_source(source: Any, split: str | None, streaming: bool) -> Any:
     if isinstance(source, dict) and all(hasattr(rows, "features") for rows in source.values()):  # a DatasetDict
         if (split or "train") not in source:
             raise ValueError(f"split={split or 'train'!r}: expected one of {', '.join(map(str, source))}")
-        return source[split or "train"]
+        source, split = source[split or "train"], None
     if split is not None:
         raise ValueError(f"split={split!r}: is for folders of shards and the Hub; select it before you pass rows")
     if streaming and not is_stream(source):
@@ -134,7 +135,9 @@ def open_source(source: Any, split: str | None, streaming: bool) -> Any:
 
 
 def is_stream(rows: Any) -> bool:
-    """Whether rows are a `datasets.IterableDataset`; datasets is not imported for it."""
+    """Whether rows are a `datasets.IterableDataset`, or splits of one; datasets is not imported for it."""
+    if isinstance(rows, dict):
+        return any(map(is_stream, rows.values()))
     return any(f"{c.__module__}.{c.__name__}" == "datasets.iterable_dataset.IterableDataset" for c in type(rows).mro())
 
 
@@ -162,6 +165,6 @@ def undecoded(rows: Any, columns: RowColumns) -> Any:
 
     Reading a row then does not read its other columns, and torchcodec, which `datasets` decodes with, is not needed.
     """
-    rows = rows.select_columns(columns.names)
+    rows = rows.select_columns(columns.names).with_format(None)
     feature = rows.features[columns.video]
     return rows.cast_column(columns.video, type(feature)(decode=False)) if getattr(feature, "decode", False) else rows

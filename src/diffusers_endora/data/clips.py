@@ -617,7 +617,11 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         self._rows, self._video_column = undecoded(rows, columns) if features else rows, columns.video
         facts: Any = rows
         if features:  # without the videos, which need not be read for this
-            facts = [{}] * len(rows) if columns.names == [columns.video] else rows.select_columns(columns.names[1:])
+            facts = (
+                [{}] * len(rows)
+                if columns.names == [columns.video]
+                else rows.select_columns(columns.names[1:]).with_format(None)
+            )
 
         found = []
         for i, row in enumerate(facts):

@@ -26,7 +26,7 @@ _BROKEN, _TOO_SHORT, _UNLABELLED, _LEFT_OVER = range(4)  # what is counted
 
 
 class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]):
-    """`ClipDataset` for a `datasets.IterableDataset`; items have the same form. Made by `ClipDataset(stream)`.
+    """`ClipDataset` for a `datasets.IterableDataset`; items have no `frame_ids`. Made by `ClipDataset(stream)`.
 
     **Order.** Rows are read in blocks of `shuffle_buffer` rows, or of 256 MiB, and leave a block in random order; from
     the second epoch on, `datasets` shuffles the shards, too. Each row gives `clips_per_video` clips. Still images are
@@ -37,7 +37,9 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
 
     **Processes.** After `split_among_processes` each process takes every `num_processes`-th row: other rows in each,
     equally many in all; rows left over at the end of a worker's shards are dropped, and counted. Every process reads
-    all bytes and decodes its own part. (Without it, `accelerate` lets the main process read and decode for all.)
+    all bytes and decodes its own part. Such a loader is not passed to `Accelerator.prepare`, which would share it out
+    once more. (Without `split_among_processes`, `prepare` lets the main process read and decode for all.) With
+    `fixed_offsets` processes have equally many videos, but short or broken ones give fewer clips.
 
     **Resuming.** `state_dict` says where the iteration is, at any moment, and after `load_state_dict` it goes on with
     the very next item, given the same number of workers. `StatefulDataLoader` calls both in its workers. (Do not call
@@ -169,7 +171,8 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
                 has_item = True
                 yield item
             number, first, start = number + 1, 0, copy.deepcopy(stream.state_dict())
-        self._position = None
+        # Asked again, a data worker that has ended says so
+        self._position = {"epoch": epoch, "block": number, "item": 0, "stream": start}
         if not has_item and get_worker_info() is None:  # a data worker may be without shards
             raise ValueError(
                 f"the stream has no usable row: {self.num_broken} could not be read, {self.num_too_short} were too "
