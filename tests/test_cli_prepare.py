@@ -31,7 +31,7 @@ def run(monkeypatch, capsys):
         except SystemExit as exit_:
             code = int(exit_.code or 0)
         output = capsys.readouterr()
-        return code, output.out, re.sub(r"\r.*video/s\]\n?|\r", "", output.err)
+        return code, output.out, re.sub(r"\r.*(?:video/s|s/video)\]\n?|\r", "", output.err)
 
     return run_
 
