@@ -64,6 +64,30 @@ def test_labels_of_another_mapping_are_refused(t45):
         read_tree("cholectriplet", t45)
 
 
+@pytest.mark.parametrize(
+    ("kind", "line", "number", "name"),
+    [
+        ("triplet", "17:hook,dissect,gallbladder", 17, "grasper,retract,gallbladder"),
+        ("instrument", "2:stapler", 2, "hook"),
+        ("verb", "0:retract", 0, "grasp"),
+        ("target", "14:liver", 14, "null_target"),
+    ],
+)
+def test_dictionaries_of_other_names_are_refused(t45, kind, line, number, name):
+    file = t45 / "dict" / f"{kind}.txt"
+    lines = file.read_text().splitlines()
+    file.write_text("\ufeff" + "\r\n".join(["# id:name", *lines]).upper())
+    assert read_tree("cholectriplet", t45).rejected == []
+    lines[number] = line
+    file.write_text("\n".join(lines))
+    got = line.partition(":")[2]
+    with pytest.raises(CorpusError, match=f"{kind}.txt: names {kind} {number} '{got}', which is {name} here"):
+        read_tree("cholectriplet", t45)
+    file.unlink()
+    write(t45 / "dict" / "phase.txt", "")
+    assert read_tree("cholectriplet", t45).rejected == [Rejection("dict/phase.txt", "no part of the layout; not read")]
+
+
 # --- splits ----------------------------------------------------------------------------------------------------------
 
 # Lines of `split_selector` in the owners' loaders
@@ -226,6 +250,120 @@ def test_processed_clips_have_no_labels_and_one_split(tmp_path):
     assert [video.labels for video in found.videos] == [nothing] * 5
 
 
+# --- labels against themselves -------------------------------------------------------------------------------------
+
+
+def change_json(root, video, change):
+    file = root / "labels" / f"{video}.json"
+    content = json.loads(file.read_text())
+    change(content)
+    write(file, json.dumps(content))
+
+
+@pytest.mark.parametrize("layout", ["cholect50", "cholect50_list"])
+@pytest.mark.parametrize(
+    ("kind", "number", "name", "expected"),
+    [
+        ("triplet", 17, "hook,dissect,gallbladder", "grasper,retract,gallbladder"),
+        ("instrument", 2, "stapler", "hook"),
+        ("verb", 0, "retract", "grasp"),
+        ("target", 14, "liver", "null_target"),
+        ("phase", 6, "preparation", "gallbladder-extraction"),
+    ],
+)
+def test_categories_of_other_names_reject_the_video(layout, kind, number, name, expected, tmp_path):
+    root = write_tree("cholectriplet", layout, tmp_path / "raw", NUM_FRAMES)
+
+    def rename(content):
+        categories = content["categories"]
+        if isinstance(categories, dict):
+            categories[kind][str(number)] = name
+        else:
+            next(e for e in categories if (e["supercategory"], int(e["id"])) == (kind, number))["name"] = name
+
+    change_json(root, "VID12", rename)
+    reason = f"labels/VID12.json: names {kind} {number} '{name}', which is {expected} here; labels would be wrong."
+    assert only_rejection(root, "videos/VID12", len(T50_VIDEOS)) == reason
+
+
+@pytest.mark.parametrize(
+    "categories",
+    [
+        None,
+        [],
+        {},
+        "none",
+        7,
+        {"triplet": 3, "tool": {"0": "x"}},
+        {"verb": {"null": "x", "9": 4, "10": "more", "9.5": "x"}},
+        {"instrument": {"-1": "null_instrument", "0": " Grasper ", "6": "null_instrument"}},
+        {"instrument": list(module.INSTRUMENTS), "triplet": {"17": "grasper, retract, gallbladder"}},
+        {"target": {"1": "cystic plate"}, "phase": {"1": "calot_triangle_dissection"}},
+        [{"id": 0}, {"name": "x"}, 4, None, {"id": [], "name": {}, "supercategory": {}}, {"id": 0, "name": "x"}],
+        [{"id": -1, "name": "null_instrument", "supercategory": "instrument"}],
+    ],
+)
+def test_categories_of_other_forms_are_tolerated(t50, categories):
+    change_json(t50, "VID12", lambda content: content.update(categories=categories))
+    change_json(t50, "VID15", lambda content: content.pop("categories"))
+    assert read_tree("cholectriplet", t50).rejected == []
+
+
+def test_triplets_that_contradict_their_parts_are_counted(t50):
+    def change(content):
+        annotations = content["annotations"]
+        for frame, position, value in (("3", 7, 5), ("5", 1, 2), ("5", 8, 3), ("6", 0, 3), ("1", 0, -1)):
+            annotations[frame][0][position] = value
+        annotations["10"][0][1] = annotations["10"][0][7] = annotations["10"][0][8] = -1
+
+    change_json(t50, "VID12", change)
+    found = read_tree("cholectriplet", t50)
+    reason = "3 instances name a triplet and other parts than its own, such as in 000003.png; kept as they are"
+    assert found.rejected == [Rejection("videos/VID12", reason)]
+    (video,) = [video for video in found.videos if video.video_id == "VID12"]
+    assert video.labels["verbs"][3] == [5]
+    assert video.labels["triplets"][3] == [4]
+
+
+def test_text_files_that_contradict_the_triplets_are_counted(t45):
+    for kind, frame, column in (("verb", 3, 5), ("instrument", 3, 5), ("target", 11, 2)):
+        file = t45 / kind / "VID02.txt"
+        lines = file.read_text().splitlines()
+        cells = lines[frame].split(",")
+        cells[1 + column] = "1"
+        write(file, "\n".join([*lines[:frame], ",".join(cells), *lines[frame + 1 :]]))
+    found = read_tree("cholectriplet", t45)
+    reason = (
+        "2 frames have other instruments, verbs or targets than their triplets, such as 000003.png; kept as they are"
+    )
+    assert found.rejected == [Rejection("data/VID02", reason)]
+    assert found.videos[0].labels["verbs"][3] == [0, 5]
+
+
+@pytest.mark.parametrize(
+    ("header", "reasons"),
+    [
+        ({"num_frames": 21}, ["its json says 21 frames and has 20 annotated ones; there are 20 images"]),
+        ({"video": 15}, ["its json is of video 15"]),
+        ({"video": "VID15"}, ["its json is of video 15"]),
+        ({"video": "VID12", "num_frames": "20"}, []),
+        ({"video": None, "num_frames": None}, []),
+        ({"video": {}, "num_frames": True}, []),
+    ],
+)
+def test_the_header_of_a_json_is_compared(t50, header, reasons):
+    change_json(t50, "VID12", lambda content: content.update(header))
+    found = read_tree("cholectriplet", t50)
+    assert found.rejected == [Rejection("videos/VID12", reason) for reason in reasons]
+    assert len(found.videos) == len(T50_VIDEOS)
+
+
+def test_a_header_that_the_images_contradict(t50):
+    (t50 / "videos" / "VID12" / "000019.png").unlink()
+    reasons = [rejection.reason for rejection in read_tree("cholectriplet", t50).rejected]
+    assert "its json says 20 frames and has 20 annotated ones; there are 19 images" in reasons
+
+
 # --- what is not as it should be rejects that video ------------------------------------------------------------------
 
 
@@ -303,8 +441,16 @@ def test_a_missing_label_file_rejects_its_video(t45):
 
 def test_labels_without_a_video_are_counted(t50):
     (t50 / "videos" / "VID15").rename(t50.parent / "VID15")
+    write(t50 / "labels" / "old" / "VID15.json", "{}")
+    write(t50 / "labels" / "VID01.txt", "")
+    write(t50 / "labels" / "notes.txt", "")
     found = read_tree("cholectriplet", t50)
-    assert found.rejected == [Rejection("labels/VID15.json", "no part of the layout; not read")]
+    assert found.rejected == [
+        Rejection("labels/notes.txt", "no part of the layout; not read"),
+        Rejection("labels/old/VID15.json", "no part of the layout; not read"),
+        Rejection("labels/VID01.txt", "no part of the layout; not read"),
+        Rejection("labels/VID15.json", "has no video: videos/VID15/ is not there"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -332,7 +478,7 @@ def test_folders_that_are_no_video_and_files_among_frames(t45):
         ("data/VID02/notes.txt", "no part of the layout; not read"),
         ("data/video80", "its name is not VID and a number"),
         *(
-            (f"{kind}/VID80.txt", "no part of the layout; not read")
+            (f"{kind}/VID80.txt", "has no video: data/VID80/ is not there")
             for kind in ("triplet", "instrument", "verb", "target")
         ),
     }

@@ -6,6 +6,7 @@ published loaders. Bounding boxes, which 5 of the 50 videos have, are not taken 
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,13 @@ TRIPLETS = tuple(
     for target in targets.split()
 )
 
+# Ids of instrument, verb and target of each triplet
+_PARTS = tuple(
+    (INSTRUMENTS.index(instrument), VERBS.index(verb), TARGETS.index(target))
+    for instrument, verb, target in (triplet.split(",") for triplet in TRIPLETS)
+)
+_NAMES = {"triplet": TRIPLETS, "instrument": INSTRUMENTS, "verb": VERBS, "target": TARGETS, "phase": PHASES}
+
 # column -> folder of text labels, number of classes, position of the id in a json annotation
 _COLUMNS = {
     "triplets": ("triplet", len(TRIPLETS), 0),
@@ -161,6 +169,9 @@ class CholecTriplet(CorpusBuilder):
     Labels are lists with an entry per frame: the ids present in it, or null where a frame has no label. CholecT45 has
     no phases. The Endo-FM clips show the 1 fps frames at 30 fps, a 30-fold time lapse, have no labels and are all
     `train`.
+
+    Labels under other names than those here leave their video out (json) or are an error (`dict/`). Labels that
+    contradict each other are kept as they are and counted among what is rejected.
     """
 
     CORPUS = "cholectriplet"
@@ -198,11 +209,15 @@ class CholecTriplet(CorpusBuilder):
         mapping = data_dir / ("label_mapping.txt" if is_t50 else "dict/maps.txt")
         if mapping.is_file():
             check_mapping(mapping)
+        dictionaries = {} if is_t50 else {kind: data_dir / "dict" / f"{kind}.txt" for kind, _, _ in _COLUMNS.values()}
+        for kind, file in dictionaries.items():
+            if file.is_file():
+                check_names(file, ((kind, cells[0], cells[-1]) for _, cells in read_table(file, ":")))
         protocol = config.split_protocol or ("cholect50" if is_t50 else "cholect45-crossval")
         splits = published_splits(protocol, config.fold)
         root = data_dir / ("videos" if is_t50 else "data")
         videos, rejected = [], []
-        known = [mapping, *(data_dir / name for name in ("LICENSE", "README.md")), *(data_dir / "dict").glob("*.txt")]
+        known = [mapping, *dictionaries.values(), *(data_dir / name for name in ("LICENSE", "README.md"))]
         for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
             source = folder.relative_to(data_dir).as_posix()
             files = label_files(data_dir, folder.name, is_t50)
@@ -219,7 +234,10 @@ class CholecTriplet(CorpusBuilder):
                 missing = [file for file in files if not file.is_file()]
                 if missing:
                     raise ValueError(f"has no labels: {missing[0].relative_to(data_dir)} is not there")
-                labels, problems = read_json_labels(files[0]) if is_t50 else read_text_labels(files)
+                if is_t50:
+                    labels, problems = read_json_labels(files[0], number, len(frames))
+                else:
+                    labels, problems = read_text_labels(files)
             except ValueError as error:
                 rejected.append(Rejection(source, str(error).replace(f"{data_dir}/", "")))
                 continue
@@ -238,6 +256,12 @@ class CholecTriplet(CorpusBuilder):
             if unlabelled:
                 problems.append(f"{len(unlabelled)} frames have no label, such as {unlabelled[0]:06d}.png; null")
             rejected += [Rejection(source, problem) for problem in problems]
+        of_any = [path for pattern in label_files(data_dir, "*", is_t50) for path in pattern.parent.glob(pattern.name)]
+        orphans = [path for path in of_any if _VIDEO_FOLDER.fullmatch(path.stem) and path not in known]
+        known += orphans
+        for path in orphans:
+            reason = f"has no video: {root.name}/{path.stem}/ is not there"
+            rejected.append(Rejection(path.relative_to(data_dir).as_posix(), reason))
         rejected += other_files(data_dir, known)
         layout = "CholecT50" if is_t50 else "CholecT45"
         notes = [f"splits: {protocol}" + (f", fold {config.fold}" if "crossval" in protocol else "")]
@@ -294,11 +318,7 @@ def check_mapping(file: Path) -> None:
     Raises:
         CorpusError: a line is not as published, so that labels would get wrong names.
     """
-    expected = []
-    for i, triplet in enumerate(TRIPLETS):
-        instrument, verb, target = triplet.split(",")
-        ids = (INSTRUMENTS.index(instrument), VERBS.index(verb), TARGETS.index(target))
-        expected.append([i, *ids, 10 * ids[0] + ids[1], 15 * ids[0] + ids[2]])
+    expected = [[triplet, i, v, t, 10 * i + v, 15 * i + t] for triplet, (i, v, t) in enumerate(_PARTS)]
     for number, cells in read_table(file, ","):
         ids_read = [read_number(cell) for cell in cells]
         if number == 1 and ids_read[0] is None:  # a header
@@ -306,6 +326,36 @@ def check_mapping(file: Path) -> None:
         if ids_read not in expected:
             got = excerpt(",".join(cells))
             raise CorpusError(f"{file}, line {number}: expected a line of the published mapping; got {got}.")
+
+
+def names_of_categories(categories: Any) -> list[tuple[Any, Any, Any]]:
+    """Kind, id and name of the `categories` of a json: a list, as documented, or an object, as met by others."""
+    if isinstance(categories, dict):
+        objects = [(kind, named) for kind, named in categories.items() if isinstance(named, dict)]
+        return [(kind, i, name) for kind, named in objects for i, name in named.items()]
+    entries = [entry for entry in categories if isinstance(entry, dict)] if isinstance(categories, list) else []
+    return [(entry.get("supercategory"), entry.get("id"), entry.get("name")) for entry in entries]
+
+
+def check_names(file: Path, named: Iterable[tuple[Any, Any, Any]]) -> None:
+    """Compares kind, id and name as a file has them with those here, spelling aside; other entries say nothing.
+
+    Raises:
+        CorpusError: an id has another name, so that labels would get wrong ones.
+    """
+    for kind, number, name in named:
+        names = _NAMES.get(str(kind), ())
+        i = read_number(str(number))
+        if i is None or i >= len(names) or not isinstance(name, str) or name.strip().lower() == "null_instrument":
+            continue
+        if spelling(name) != spelling(names[i]):
+            got = f"names {kind} {i} {excerpt(name)}"
+            raise CorpusError(f"{file}: {got}, which is {names[i]} here; labels would be wrong.")
+
+
+def spelling(name: str) -> str:
+    """A name without what spellings differ in: case, what parts the words, and the owners' carlot for Calot."""
+    return re.sub(r"[\W_]+", "_", name.strip().lower()).replace("carlot", "calot")
 
 
 def read_text_labels(files: list[Path]) -> tuple[dict[str, Any], list[str]]:
@@ -330,21 +380,35 @@ def read_text_labels(files: list[Path]) -> tuple[dict[str, Any], list[str]]:
         labels[column] = of_column
     differing = {column: len(labels[column].keys() ^ labels["triplets"].keys()) for column in labels}
     problems = [f"{column} and triplets differ in {n} of their frames" for column, n in differing.items() if n]
+    contrary = [
+        frame
+        for frame, triplets in labels["triplets"].items()
+        for part, column in enumerate(("instruments", "verbs", "targets"))
+        if frame in labels[column] and set(labels[column][frame]) != {_PARTS[i][part] for i in triplets}
+    ]
+    if contrary:
+        problems.append(
+            f"{len(set(contrary))} frames have other instruments, verbs or targets than their triplets, such as "
+            f"{contrary[0]:06d}.png; kept as they are"
+        )
     return labels | {"phases": None}, problems
 
 
-def read_json_labels(file: Path) -> tuple[dict[str, Any], list[str]]:
+def read_json_labels(file: Path, video: int, num_images: int) -> tuple[dict[str, Any], list[str]]:
     """Column -> frame -> ids, and the phase of each frame, from the json of CholecT50; and what is wrong.
 
+    `video` and `num_images` are what its header is compared with.
+
     Raises:
-        ValueError: the file has another structure, or ids that there are not.
+        ValueError: the file has another structure, ids that there are not, or other names for them.
     """
     content = read_json(file)
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, dict):
         raise ValueError(f"{file}: expected an object 'annotations' from frame numbers to lists")
+    check_names(file, names_of_categories(content.get("categories")))
     labels: dict[str, Any] = {column: {} for column in (*_COLUMNS, "phases")}
-    several = []
+    several, contrary = [], []
     for name, instances in annotations.items():
         frame, where = read_number(name), f"{file}, frame {excerpt(name)}"
         if frame is None or frame in labels["phases"]:
@@ -359,8 +423,30 @@ def read_json_labels(file: Path) -> tuple[dict[str, Any], list[str]]:
         labels["phases"][frame] = phases[0] if len(phases) == 1 else None
         if len(phases) > 1:
             several.append(frame)
-    problems = [f"{len(several)} frames are in several phases, such as {several[0]:06d}.png; null"] if several else []
+        contrary += [frame for instance in instances if contradicts_itself(instance)]
+    problems = []
+    if several:
+        problems.append(f"{len(several)} frames are in several phases, such as {several[0]:06d}.png; null")
+    if contrary:
+        problems.append(
+            f"{len(contrary)} instances name a triplet and other parts than its own, such as in "
+            f"{contrary[0]:06d}.png; kept as they are"
+        )
+    stated = read_number(str(content.get("num_frames")))
+    if stated is not None and not stated == len(annotations) == num_images:
+        problems.append(
+            f"its json says {stated} frames and has {len(annotations)} annotated ones; there are {num_images} images"
+        )
+    number = read_number(str(content.get("video")).removeprefix("VID"))
+    if number is not None and number != video:
+        problems.append(f"its json is of video {number}")
     return labels, problems
+
+
+def contradicts_itself(instance: list[Any]) -> bool:
+    """Whether an instance has a triplet and another instrument, verb or target than the triplet's; -1 says nothing."""
+    triplet, *parts = (int(instance[position]) for _, _, position in _COLUMNS.values())
+    return triplet >= 0 and any(part not in (-1, own) for part, own in zip(parts, _PARTS[triplet], strict=True))
 
 
 def ids_at(position: int, instances: list[list[Any]], num_classes: int, where: str) -> list[int]:
