@@ -6,7 +6,7 @@ from trees import LABELLED, UNLABELLED, kvasir_metadata, read_tree, video_bytes,
 
 from diffusers_endora.data.corpora import load_corpus_builder
 from diffusers_endora.data.corpora.corpus import CorpusError, Rejection, SourceVideo
-from diffusers_endora.data.corpora.kvasir_capsule import CLASSES, KvasirCapsule, parse_finding, split_of
+from diffusers_endora.data.corpora.kvasir_capsule import CLASSES, LANDMARKS, KvasirCapsule, parse_finding, split_of
 
 HEADER = "filename;video_id;frame_number;finding_category;finding_class;x1;y1;x2;y2;x3;y3;x4;y4"
 ROW = "0728084c8da942d9_22803.jpg;0728084c8da942d9;22803;Luminal;Normal clean mucosa"
@@ -91,7 +91,8 @@ def test_rows_with_and_without_the_last_field():
     ],
 )
 def test_every_spelling_of_a_class(spelling, name):
-    row = f"v_1.jpg;v;1;Luminal;{spelling};;;;;;;".split(";")
+    category = "Anatomy" if name in LANDMARKS else "luminal"
+    row = f"v_1.jpg;v;1;{category};{spelling};;;;;;;".split(";")
     assert parse_finding(row)[1]["finding_class"] == name
 
 
@@ -111,6 +112,12 @@ def test_every_spelling_of_a_class(spelling, name):
         ("v_1.jpg;v;1;Luminal;Polyp;1;1;1;1;1;2;1;2", "expected no box or four corners"),  # no width
         ("v_1.jpg;v;1;Luminal;Polyp;" + "x" * 200_000 + ";;;;;;", "expected no box or four corners"),
         ("v_1.jpg", "has 1 fields; expected 13, or 12 without a box"),
+        ("v_2.jpg;v;1;Luminal;Polyp;;;;;;;", "expected the filename 'v_1.jpg'; got 'v_2.jpg'"),
+        ("w_1.jpg;v;1;Luminal;Polyp;;;;;;;", "expected the filename 'v_1.jpg'; got 'w_1.jpg'"),
+        ("v_11.jpg;v;1;Luminal;Polyp;;;;;;;", "expected the filename 'v_1.jpg'; got 'v_11.jpg'"),
+        (";v;1;Luminal;Polyp;;;;;;;", "expected the filename 'v_1.jpg'; got ''"),
+        ("v_1.jpg;v;1;Anatomy;Polyp;;;;;;;", "Polyp is of category Luminal; got 'Anatomy'"),
+        ("v_1.jpg;v;1;luminal;pylorus;;;;;;;", "Pylorus is of category Anatomy; got 'luminal'"),
     ],
 )
 def test_a_row_that_cannot_be_understood_is_left_out_alone(row, reason, root):
@@ -165,8 +172,51 @@ def test_a_missing_table_is_an_error_only_where_there_are_labelled_videos(root):
     with pytest.raises(CorpusError, match=r"has labelled_videos/ but not their metadata\.csv"):
         read_tree("kvasir_capsule", root)
     (root / "labelled_videos").rename(root.parent / "elsewhere")
+    (root / "labelled_images").rename(root.parent / "images")
     found = read_tree("kvasir_capsule", root)
     assert splits(found) == dict.fromkeys(UNLABELLED, "unlabelled")
+    assert found.notes == ["no video in labelled_videos/: unlabelled videos alone"]
+
+
+def test_a_filename_may_have_any_extension_and_leading_zeros():
+    for name in ("v_1.png", "v_1.JPEG", "v_1", "v_0001.jpg"):
+        assert parse_finding(f"{name};v;1;Luminal;Polyp;;;;;;;".split(";"))[0] == "v"
+
+
+@pytest.mark.parametrize("there", ["metadata.csv", "labelled_images"])
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_labels_without_labelled_videos_are_an_error(root, there, is_empty):
+    (root / "labelled_videos").rename(root.parent / "elsewhere")
+    (root / ({"metadata.csv", "labelled_images"} - {there}).pop()).rename(root.parent / "other")
+    if is_empty:
+        (root / "labelled_videos").mkdir()
+    message = f"raw: has {there} but no video in labelled_videos/; put them there, or move {there} away"
+    with pytest.raises(CorpusError, match=message):
+        read_tree("kvasir_capsule", root)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("labelled_videos", "labeled_videos"),
+        ("labelled_videos", "Labeled_Videos"),
+        ("labelled_videos", "labelled_video"),
+        ("labelled_videos", "labelled videos"),
+        ("unlabelled_videos", "unlabeled_videos"),
+        ("unlabelled_videos", "UNLABELED-VIDEOS"),
+    ],
+)
+def test_a_mistyped_folder_is_an_error_that_says_its_name(root, right, wrong):
+    (root / right).rename(root / wrong)
+    with pytest.raises(CorpusError, match=f"raw: expected the name {right}/ for {wrong}/; rename it"):
+        read_tree("kvasir_capsule", root)
+
+
+def test_labelled_videos_alone(root):
+    (root / "unlabelled_videos").rename(root.parent / "elsewhere")
+    found = read_tree("kvasir_capsule", root)
+    assert set(splits(found)) == set(LABELLED)
+    assert found.notes == ["no video in unlabelled_videos/: labelled videos alone"]
 
 
 def test_an_id_that_is_there_twice_stays_labelled(root):

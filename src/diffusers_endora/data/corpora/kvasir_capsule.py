@@ -50,6 +50,7 @@ CLASSES = (
     "Ulcer",
 )
 CATEGORIES = ("Anatomy", "Luminal")
+LANDMARKS = ("Ampulla of Vater", "Ileocecal valve", "Pylorus")  # of category Anatomy; the other classes are Luminal
 
 # Spellings of the split files beside those of README, folders and metadata.csv, which differ in capitals only.
 _OTHER_SPELLINGS = {
@@ -64,6 +65,7 @@ _SPELLINGS = {name.lower(): name for name in CLASSES} | _OTHER_SPELLINGS
 _VIDEO_ID = re.compile(r"[0-9A-Za-z_-]{1,100}")  # the owners' have 16 hexadecimal digits
 _COLUMNS = ["filename", "video_id", "frame_number", "finding_category", "finding_class"]
 _COLUMNS += [f"{axis}{corner}" for corner in (1, 2, 3, 4) for axis in "xy"]
+_MISTYPED_FOLDER = re.compile(r"(un|)label+ed[ _-]?videos?", re.IGNORECASE)
 _FOLD_FILES = ("split_0.csv", "split_1.csv")
 
 
@@ -77,6 +79,9 @@ class KvasirCapsule(CorpusBuilder):
     raw folder, videos of `split_0.csv` are `train` and those of `split_1.csv` alone `test`; else, and for labelled
     videos in neither, `test` is where the SHA-256 of the id is divisible by five. Unlabelled videos are `unlabelled`.
     The Endo-FM clips come without findings or videos of origin and are all `train`.
+
+    Either kind of videos may be there alone; labelled videos that are missing beside their metadata.csv or stills are
+    an error. A row of metadata.csv whose filename or category contradicts the rest of it is left out.
     """
 
     CORPUS = "kvasir_capsule"
@@ -120,6 +125,10 @@ class KvasirCapsule(CorpusBuilder):
     def read_folder(cls, data_dir: Path | None, config: Any) -> CorpusFolder:
         data_dir = check_folder(data_dir, cls.CORPUS)
         folders = {name: data_dir / f"{name}_videos" for name in ("labelled", "unlabelled")}
+        for name in sorted(path.name for path in data_dir.iterdir() if path.is_dir()):
+            mistyped = _MISTYPED_FOLDER.fullmatch(name)
+            if mistyped and not (right := folders[f"{mistyped[1].lower()}labelled"]).is_dir():
+                raise CorpusError(f"{data_dir}: expected the name {right.name}/ for {name}/; rename it.")
         if not any(folder.is_dir() for folder in folders.values()):
             processed = processed_folder(data_dir, {"findings": []})
             if processed is None:
@@ -140,6 +149,12 @@ class KvasirCapsule(CorpusBuilder):
                 raise CorpusError(f"{data_dir}: has labelled_videos/ but not their metadata.csv; put it there.")
             findings, rejected = read_metadata(table)
             known.append(table)
+        for name in ("metadata.csv", "labelled_images"):
+            if not paths["labelled"] and (data_dir / name).exists():
+                raise CorpusError(
+                    f"{data_dir}: has {name} but no video in labelled_videos/; put them there, or move {name} away to "
+                    "have the unlabelled videos alone."
+                )
         known.append(data_dir / "metadata.json")  # says the same as the table
         there = {path.stem for path in paths["labelled"]}
         for video_id, of_video in findings.items():
@@ -160,6 +175,9 @@ class KvasirCapsule(CorpusBuilder):
                 videos.append(SourceVideo(path.stem, path, split, source, labels))
 
         # 3. What a person should know
+        for name, other in (("labelled", "unlabelled"), ("unlabelled", "labelled")):
+            if not paths[name]:
+                notes.append(f"no video in {name}_videos/: {other} videos alone")
         without = sum(not findings.get(path.stem) for path in paths["labelled"])
         if without:
             notes.append(f"{without} of {len(paths['labelled'])} labelled videos have no finding in metadata.csv")
@@ -206,7 +224,7 @@ def parse_finding(cells: list[str]) -> tuple[str, dict[str, Any]]:
     """The video and the finding of a row; a ValueError says what is wrong with it."""
     if len(cells) not in (12, 13):
         raise ValueError(f"has {len(cells)} fields; expected 13, or 12 without a box")
-    _, video_id, number, category, finding_class = cells[:5]
+    filename, video_id, number, category, finding_class = cells[:5]
     frame = read_number(number)
     if not _VIDEO_ID.fullmatch(video_id) or frame is None:
         raise ValueError(f"expected an id and a frame number; got {excerpt(video_id)} and {excerpt(number)}")
@@ -215,6 +233,12 @@ def parse_finding(cells: list[str]) -> tuple[str, dict[str, Any]]:
     if category.capitalize() not in CATEGORIES:
         raise ValueError(f"{excerpt(category)} is no finding category; expected {' or '.join(CATEGORIES)}")
     name = _SPELLINGS[finding_class.lower()]
+    if (category.capitalize() == "Anatomy") != (name in LANDMARKS):
+        expected = "Anatomy" if name in LANDMARKS else "Luminal"
+        raise ValueError(f"{name} is of category {expected}; got {excerpt(category)}")
+    image = re.fullmatch(r"(.+)_([0-9]+)(?:\.\w+)?", filename)
+    if not image or image[1] != video_id or read_number(image[2]) != frame:
+        raise ValueError(f"expected the filename '{video_id}_{frame}.jpg'; got {excerpt(filename)}")
     finding = {"frame": frame, "category": category.capitalize(), "finding_class": name}
     return video_id, finding | {"box": parse_box(cells[5:]) if any(cells[5:]) else None}
 
