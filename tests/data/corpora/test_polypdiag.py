@@ -44,7 +44,22 @@ def test_line_endings_and_byte_order_marks_change_nothing(root, change):
 
 def test_a_list_for_testing_is_read(root):
     (root / "splits" / "val.txt").rename(root / "splits" / "test.txt")
-    assert {video.split for video in read_tree("polypdiag", root).videos} == {"train", "test"}
+    found = read_tree("polypdiag", root)
+    assert {video.split for video in found.videos} == {"train", "test"}
+    assert found.notes == ["validation is empty: splits/val.txt is not there"]
+
+
+@pytest.mark.parametrize(("split", "name"), [("train", "train.txt"), ("validation", "val.txt")])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [(None, "is not there"), ("", "has no line"), ("\n \n", "has no line"), ("a.mp4,1\n", "names no usable video")],
+)
+def test_a_split_that_is_empty_is_told(root, split, name, text, reason):
+    file = root / "splits" / name
+    file.unlink() if text is None else write(file, text)
+    found = read_tree("polypdiag", root)
+    assert {video.split for video in found.videos} == {"train", "validation"} - {split}
+    assert found.notes == [f"{split} is empty: splits/{name} {reason}"]
 
 
 def test_the_owners_tree_has_the_same_videos(root, tmp_path):
@@ -122,7 +137,12 @@ def test_lists_of_another_kind_are_an_error(root):
     with pytest.raises(CorpusError, match=r"train\.txt: expected lines of <file>,<0 or 1>; got 'filename label'"):
         read_tree("polypdiag", root)
     (root / "splits" / "train.txt").unlink()
-    with pytest.raises(CorpusError, match=r"splits: expected train\.txt and val\.txt; found val\.txt"):
+    with pytest.raises(
+        CorpusError, match=r"labelled_per_class needs splits/train\.txt, whose order says which; found "
+    ):
+        read_tree("polypdiag", root, "labelled_40")
+    (root / "splits" / "val.txt").rename(root / "splits" / "test.txt")
+    with pytest.raises(CorpusError, match=r"splits: expected train\.txt and val\.txt; found test\.txt"):
         read_tree("polypdiag", root)
 
 
@@ -171,10 +191,22 @@ def test_the_forty_labelled_are_the_first_twenty_of_each_class(official_size):
 def test_a_missing_labelled_video_is_not_replaced(official_size):
     expected = first_of_each_class(official_size, 20)
     gone = sorted(expected)[5]
+    label = facts(read_tree("polypdiag", official_size))[gone][1]
     (official_size / "videos" / f"{gone}.mp4").unlink()
     found = read_tree("polypdiag", official_size, "labelled_40")
     assert {video.video_id for video in found.videos if video.split == "train"} == expected - {gone}
     assert [rejection.reason for rejection in found.rejected] == [f"there is no '{gone}.mp4' in videos/"]
+    counts = {"normal": 20, "abnormal": 20}
+    counts[label] -= 1
+    assert found.notes[-1] == "labelled_40: {normal} normal and {abnormal} abnormal of 20 each are there".format(
+        **counts
+    )
+
+
+def test_too_few_labelled_videos_are_told(root):
+    found = read_tree("polypdiag", root, "labelled_40")
+    assert found.notes == ["labelled_40: 3 normal and 3 abnormal of 20 each are there"]
+    assert read_tree("polypdiag", root, "labelled_40", labelled_per_class=3).notes == []
 
 
 def test_the_labelled_subset_as_clips(root, tmp_path):

@@ -53,7 +53,8 @@ class PolypDiag(CorpusBuilder):
     """Rows of PolypDiag; `train` and `validation` are those of the lists.
 
     `labelled_40` has of `train` the 40 videos that the official code takes as labelled, the first 20 of each class in
-    `train.txt`. One that is missing is not replaced by the next. With `kind="clips"` it has their clips.
+    `train.txt`. One that is missing is not replaced by the next, and a note says how many are there. With
+    `kind="clips"` it has their clips. A split whose list is missing or empty is a note, too.
     """
 
     CORPUS = "polypdiag"
@@ -72,20 +73,23 @@ class PolypDiag(CorpusBuilder):
     @classmethod
     def read_folder(cls, data_dir: Path | None, config: Any) -> CorpusFolder:
         data_dir = check_folder(data_dir, cls.CORPUS)
-        if (data_dir / "splits").is_dir():
-            return cls._read_lists(data_dir, config.labelled_per_class).check(data_dir)
-        if config.labelled_per_class is not None:
+        has_lists = (data_dir / "splits").is_dir()
+        if config.labelled_per_class is not None and not (data_dir / "splits" / "train.txt").is_file():
             raise CorpusError(
                 f"{data_dir}: labelled_per_class needs splits/train.txt, whose order says which; found "
-                f"{describe(data_dir)}."
+                f"{describe(data_dir / 'splits' if has_lists else data_dir)}."
             )
-        return cls._read_tree(data_dir).check(data_dir)
+        if not has_lists:
+            return cls._read_tree(data_dir).check(data_dir)
+        found = cls._read_lists(data_dir, config.labelled_per_class).check(data_dir)
+        found.notes += gaps(found, data_dir / "splits", config)
+        return found
 
     @classmethod
     def _read_lists(cls, data_dir: Path, labelled_per_class: int | None) -> CorpusFolder:
         """The Endo-FM layout."""
         lists = {split: data_dir / "splits" / name for split, name in _SPLIT_FILES.items()}
-        if not lists["train"].is_file():
+        if not (lists["train"].is_file() or lists["validation"].is_file()):
             found = describe(data_dir / "splits")
             raise CorpusError(f"{data_dir}/splits: expected train.txt and val.txt; found {found}.")
         lists = {split: path for split, path in lists.items() if path.is_file()}
@@ -149,3 +153,20 @@ class PolypDiag(CorpusBuilder):
                 f"(indexed/train_set_abnormal/..., indexed/test_set/normal_test/...); found {describe(data_dir)}."
             )
         return CorpusFolder("the owners' tree", videos, other_files(data_dir, known))
+
+
+def gaps(found: CorpusFolder, folder: Path, config: Any) -> list[str]:
+    """Which of the two splits is empty, and why, and which class has too few videos that are taken as labelled."""
+    notes = []
+    for split in ("train", "validation"):
+        path = folder / _SPLIT_FILES[split]
+        if not any(video.split == split for video in found.videos):
+            has_lines = path.is_file() and read_table(path, ",")
+            reason = "names no usable video" if has_lines else "has no line" if path.is_file() else "is not there"
+            notes.append(f"{split} is empty: splits/{path.name} {reason}")
+    if (wanted := config.labelled_per_class) is not None:
+        labels = [video.labels["label"] for video in found.videos if video.split == "train"]
+        counts = [f"{labels.count(name)} {name}" for name in CLASSES]
+        if any(labels.count(name) < wanted for name in CLASSES):
+            notes.append(f"{config.name}: {' and '.join(counts)} of {wanted} each are there")
+    return notes
