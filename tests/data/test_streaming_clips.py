@@ -8,6 +8,8 @@ import json
 import logging
 import subprocess
 import sys
+import threading
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
+from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -41,6 +45,12 @@ def origins(video: torch.Tensor) -> list[tuple[int, int]]:
 
 def drawn(items) -> list[tuple]:
     return [tuple(origins(item["video"])) for item in items]
+
+
+@pytest.fixture(autouse=True)
+def short_sleep(monkeypatch):
+    """Where a stream of several sources ends, `datasets` sleeps for 5 seconds."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -136,22 +146,28 @@ def test_still_images_come_from_the_block_with_their_labels(stream):
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
-def test_workers_change_the_order_alone(stream, num_workers):
-    expected = Counter(drawn(ClipDataset(stream, **SIZE)))
+def test_workers_share_the_rows(stream, num_workers):
     loader = DataLoader(ClipDataset(stream, **SIZE), batch_size=None, num_workers=num_workers)
-    assert Counter(drawn(loader)) == expected
+    assert sorted(clip[0][0] for clip in drawn(loader)) == list(range(10))
 
 
 def test_persistent_workers_see_the_epoch(stream):
     dataset = ClipDataset(stream, **SIZE)
-    expected = []
-    for epoch in range(2):
-        dataset.set_epoch(epoch)
-        expected.append(Counter(drawn(dataset)))
     loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
-    for epoch in range(2):
+    epochs = []
+    for epoch in (0, 1, 0):
         dataset.set_epoch(epoch)
-        assert Counter(drawn(loader)) == expected[epoch]
+        epochs.append(drawn(loader))
+    assert epochs[0] == epochs[2]
+    assert epochs[0] != epochs[1]
+
+
+def test_a_row_that_comes_twice_gives_another_clip(stream):
+    twice = datasets.concatenate_datasets([stream, stream])
+    for shuffle_buffer in (100, 3):
+        clips = drawn(ClipDataset(twice, shuffle_buffer=shuffle_buffer, **SIZE))
+        assert Counter(clip[0][0] for clip in clips) == dict.fromkeys(range(10), 2)
+        assert len({clip for clip in clips if clip[0][0] == 4}) == 2
 
 
 @pytest.mark.parametrize("options", [{}, {"fixed_offsets": True}])
@@ -169,6 +185,47 @@ def test_a_state_goes_on_with_the_very_next_item(folder, epoch, options):
         resumed.load_state_dict(json.loads(json.dumps(states[position])))
         assert drawn(resumed) == clips[position:], position
         assert len(list(resumed)) == len(clips)  # the next epoch is whole again
+
+
+def test_a_shuffled_stream_goes_on_with_the_very_next_item(stream):
+    shuffled = stream.shuffle(seed=3, buffer_size=4)
+    dataset = ClipDataset(shuffled, shuffle_buffer=3, **SIZE)
+    states, clips = [dataset.state_dict()], []
+    for item in dataset:
+        clips += drawn([item])
+        states.append(dataset.state_dict())
+    assert sorted(clip[0][0] for clip in clips) == list(range(10))
+    for position in range(len(clips) + 1):
+        resumed = ClipDataset(shuffled, shuffle_buffer=3, **SIZE)
+        resumed.load_state_dict(json.loads(json.dumps(states[position])))
+        assert drawn(resumed) == clips[position:], position
+
+
+def test_a_state_of_another_set_up_is_refused(stream):
+    def dataset(**options):
+        return ClipDataset(stream, **{"shuffle_buffer": 4, **SIZE, **options})
+
+    interrupted = dataset()
+    next(iter(interrupted))
+    state = interrupted.state_dict()
+    others = {"seed": 1, "shuffle_buffer": 5, "clips_per_video": 2, "fixed_offsets": True}
+    for name, value in others.items():
+        with pytest.raises(ValueError, match=f"state_dict: was taken with {name} .*, and it is {value} now"):
+            dataset(**{name: value}).load_state_dict(state)
+    with pytest.raises(ValueError, match="num_processes 1, and it is 2 now"):
+        dataset().split_among_processes(2, 0).load_state_dict(state)
+    with pytest.raises(ValueError, match="num_shards 4, and it is 2 now"):
+        ClipDataset(stream.shard(2, 0), shuffle_buffer=4, **SIZE).load_state_dict(state)
+    for nothing in ({}, {"epoch": 0}, None):
+        with pytest.raises(ValueError, match="state_dict: expected a dict of set_up, worker, epoch"):
+            dataset().load_state_dict(nothing)
+    resumed = dataset()
+    resumed.load_state_dict(state | {"item": 99})
+    with pytest.raises(ValueError, match="says item 99 of a block that has 4"):
+        list(resumed)
+    resumed.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"worker \[0, 0\], and it is \[0, 2\] now"):
+        list(DataLoader(resumed, batch_size=None, num_workers=2))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -200,6 +257,73 @@ def test_processes_share_the_rows_equally(stream, num_processes, left_over):
         assert dataset.num_left_over == left_over
     assert [len(share) for share in shares] == [10 // num_processes] * num_processes
     assert len(set.union(*shares)) == 10 - left_over
+
+
+def shared(stream, num_processes, **options):
+    found = [
+        ClipDataset(stream, **options, **SIZE).split_among_processes(num_processes, i) for i in range(num_processes)
+    ]
+    return [drawn(dataset) for dataset in found]
+
+
+def without(rows, *broken, is_short=False) -> datasets.IterableDataset:
+    """A stream in which some videos cannot be read."""
+    short = rows[5]["video"]["bytes"]
+    bare = [{"video": row["video"]} for row in rows]
+    for i in broken:
+        bare[i] = {"video": {"path": f"{i}.mkv", "bytes": short if is_short else b"nothing"}}
+    columns = datasets.Features({"video": datasets.Video(decode=False)})
+    return datasets.Dataset.from_list(bare, features=columns).to_iterable_dataset()
+
+
+@pytest.mark.parametrize("broken", [(0, 2), (1, 3), (4, 6), (8,), (0, 2, 4, 6)])
+def test_processes_have_equally_many_items_whatever_is_broken(rows, broken):
+    stream = without(rows, *broken)
+    shares = shared(stream, 2, shuffle_buffer=2)
+    assert [len(share) for share in shares] == [5, 5]
+    videos = Counter(clip[0][0] for share in shares for clip in share)
+    assert set(videos) == set(range(10)) - set(broken)
+
+
+def test_a_process_without_any_usable_row_says_so(rows):
+    stream = without(rows, 0, 2, 4, 6, 8)
+    dataset = ClipDataset(stream, shuffle_buffer=2, **SIZE).split_among_processes(2, 0)
+    assert len(drawn(dataset)) == 5  # those of the other stand in
+    nothing = ClipDataset(without(rows, *range(10)), **SIZE).split_among_processes(2, 0)
+    with pytest.raises(ValueError, match="no usable row: 5 could not be read"):
+        list(nothing)
+    assert nothing.num_broken == 5
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+@pytest.mark.parametrize("broken", [(), (0, 3), (9,)])
+def test_fixed_clips_are_shared_without_loss(rows, num_processes, broken):
+    options = {"fixed_offsets": True, "clips_per_video": 3, "shuffle_buffer": 4, "num_frames": 17}
+    stream = without(rows, *broken)
+    expected = drawn(ClipDataset(stream, **options, **SIZE))
+    shares = shared(stream, num_processes, **options)
+    assert [clip for turn in itertools.zip_longest(*shares) for clip in turn if clip is not None] == expected
+
+    dataset = ClipDataset(stream, **options, **SIZE).split_among_processes(num_processes, 1)
+    states = [dataset.state_dict() for _ in dataset]
+    for position, state in enumerate(states, start=1):
+        resumed = ClipDataset(stream, **options, **SIZE).split_among_processes(num_processes, 1)
+        resumed.load_state_dict(state)
+        assert drawn(resumed) == shares[1][position:]
+
+
+@pytest.mark.parametrize("dispatch_batches", [True, False])
+def test_rows_are_not_shared_out_twice(stream, dispatch_batches):
+    dataset = ClipDataset(stream, **SIZE).split_among_processes(2, 0)
+    for num_workers in (0, 1):
+        loader = DataLoader(dataset, num_workers=num_workers)
+        options = {"num_processes": 2, "process_index": 0, "dispatch_batches": dispatch_batches}
+        prepared = prepare_data_loader(loader, torch.device("cpu"), put_on_device=True, **options)
+        with pytest.raises(ValueError, match=r"Accelerator.prepare does it once more"):
+            list(prepared)
+    split = split_dataset_by_node(stream, rank=0, world_size=2)
+    with pytest.raises(ValueError, match="split_dataset_by_node has shared out the stream"):
+        ClipDataset(split, **SIZE).split_among_processes(2, 0)
 
 
 SHARE = """
@@ -270,6 +394,27 @@ def test_broken_short_and_unlabelled_rows_are_counted_and_replaced(rows, caplog)
         list(nothing)
 
 
+def test_intact_parts_of_damaged_rows_stay_in_use_and_resuming_is_exact(rows):
+    cut = rows[4]["video"]["bytes"]  # 90 frames, of which the last cannot be decoded
+    damaged = [{"video": {"path": f"{i}.mkv", "bytes": cut[: len(cut) // 2]}, "num_frames": 90} for i in range(6)]
+    columns = datasets.Features({"video": datasets.Video(decode=False), "num_frames": datasets.Value("int64")})
+    stream = datasets.Dataset.from_list(damaged, features=columns).to_iterable_dataset()
+    arguments = {"clips_per_video": 4, "window": 16, "shuffle_buffer": 4, **SIZE}
+    dataset = ClipDataset(stream, **arguments)
+    states = [dataset.state_dict()]
+    clips = []
+    for item in dataset:
+        clips += drawn([item])
+        states.append(dataset.state_dict())
+    assert len(clips) == 24
+    assert len(set(clips)) > 12
+    assert 0 < dataset.num_broken <= 6
+    for position, state in enumerate(states):
+        resumed = ClipDataset(stream, **arguments)
+        resumed.load_state_dict(state)
+        assert drawn(resumed) == clips[position:]
+
+
 def test_rows_need_not_state_their_number_of_frames(rows):
     bare = [{"video": row["video"]} for row in rows]
     short = {"video": {"path": "short.mkv", "bytes": rows[5]["video"]["bytes"]}}
@@ -277,6 +422,47 @@ def test_rows_need_not_state_their_number_of_frames(rows):
     dataset = ClipDataset(stream, num_frames=17, **SIZE)
     assert {clip[0][0] for clip in drawn(dataset)} == set(range(10)) - {5}
     assert dataset.num_too_short == 2
+
+
+def test_a_label_of_minus_one_is_none(rows):
+    unlabelled = [row | {"label": -1 if i < 3 else row["label"]} for i, row in enumerate(rows)]
+    found = datasets.Dataset.from_list(unlabelled, features=features(label=datasets.Value("int64")))
+    stream = ClipDataset(found.to_iterable_dataset(), class_labels=True, **SIZE)
+    assert sorted(clip[0][0] for clip in drawn(stream)) == list(range(3, 10))
+    assert stream.num_unlabelled == 3
+    assert ClipDataset(found, class_labels=True, **SIZE).num_unlabelled == 3
+
+
+def test_videos_behind_urls(rows, tmp_path):
+    with zipfile.ZipFile(tmp_path / "videos.zip", "w") as archive:
+        for i, row in enumerate(rows):
+            archive.writestr(f"{i}.mkv", row["video"]["bytes"])
+    names = [f"zip://{i}.mkv::{tmp_path}/videos.zip" for i in (*range(10), 77)]
+    columns = datasets.Features({"video": datasets.Video(decode=False)})
+    found = datasets.Dataset.from_dict({"video": [{"path": name, "bytes": None} for name in names]}, features=columns)
+    stream = ClipDataset(found.to_iterable_dataset(), **SIZE)
+    videos = Counter(clip[0][0] for clip in drawn(stream))
+    assert (set(videos), sum(videos.values()), stream.num_broken) == (set(range(10)), 11, 1)
+    of_rows = ClipDataset(found, epoch_over="videos", **SIZE)
+    assert [origins(of_rows[i]["video"])[0][0] for i in range(10)] == list(range(10))
+    assert "FileNotFoundError" in of_rows.broken_files["row 10"]
+
+
+def test_a_stream_whose_generator_cannot_be_copied(rows):
+    def generate(lock):
+        with lock:
+            yield from ({"video": row["video"]} for row in rows)
+
+    stream = datasets.IterableDataset.from_generator(generate, gen_kwargs={"lock": threading.Lock()})
+    dataset = ClipDataset(stream, shuffle_buffer=3, **SIZE)
+    clips = drawn(dataset)
+    assert sorted(clip[0][0] for clip in clips) == list(range(10))
+    iterator = iter(dataset)
+    assert drawn(itertools.islice(iterator, 4)) == clips[:4]
+    state = dataset.state_dict()
+    iterator.close()
+    dataset.load_state_dict(state)
+    assert drawn(dataset) == clips[4:]
 
 
 def test_a_block_is_limited_in_bytes(stream, monkeypatch):
@@ -304,6 +490,13 @@ def test_wrong_sources(folder, tmp_path, rows):
     bad = datasets.Dataset.from_list([rows[0] | {"label": "yes"}], features=features(label=datasets.Value("string")))
     with pytest.raises(ValueError, match=r"0.mkv: label='yes': expected an integer label"):
         list(ClipDataset(bad.to_iterable_dataset(), class_labels=True))
+    for option in ({"cache_gb": 1.0}, {"epoch_over": "videos"}, {"still_images": "images"}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}=.*: is not for streams"):
+            ClipDataset(str(folder), streaming=True, **option)
+    with pytest.raises(ValueError, match="shuffle_buffer: is for streams"):
+        ClipDataset(str(folder), shuffle_buffer=3)
+    with pytest.raises(ValueError, match="source is an empty name"):
+        ClipDataset("")
     shapes = {"shuffle_buffer": 0, "clips_per_video": 0, "window": 3, "num_frames": 0, "seed": -1}
     for name, value in shapes.items():
         with pytest.raises(ValueError, match=f"{name}={value}: expected"):

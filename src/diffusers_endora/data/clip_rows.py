@@ -22,7 +22,7 @@ class RowColumns:
 
     Attributes:
         video: holds `{"path": ..., "bytes": ...}`, bytes or a path.
-        label: holds integers from 0 up, None where there is no label; None where labels are not asked for.
+        label: holds integers from 0 up, None or -1 where there is no label; None where labels are not asked for.
         class_names: names of the labels, where the dataset states them.
         num_frames: holds the number of the video's frames, where there is such a column.
     """
@@ -48,7 +48,7 @@ def choose_columns(
     """
     if not features:
         label = (label_column or "label") if class_labels else None
-        return RowColumns(video_column or "video", label, None, None)
+        return RowColumns(video_column or "video", label, None, "num_frames")
     if video_column is None:  # WebDataset names its columns after the extensions of files
         of_type = [name for name, feature in features.items() if type(feature).__name__ == "Video"]
         video_column = "video" if "video" in features or len(of_type) != 1 else of_type[0]
@@ -66,7 +66,7 @@ def choose_columns(
 
 
 def video_of(row: dict[str, Any], column: str) -> VideoSource:
-    """What the functions of `video_io` take: a path or bytes.
+    """What the functions of `video_io` take, a path or bytes; or a URL, which `fetched` reads.
 
     Raises:
         VideoError: the column holds something else.
@@ -80,22 +80,39 @@ def video_of(row: dict[str, Any], column: str) -> VideoSource:
     return value
 
 
+def fetched(source: VideoSource) -> VideoSource:
+    """The bytes behind a URL such as `hf://...` or `zip://a.mp4::b.zip`, by fsspec; what is no URL as it is.
+
+    Raises:
+        VideoError: they cannot be read.
+    """
+    if not (isinstance(source, str) and "://" in source):
+        return source
+    import fsspec
+
+    try:
+        with fsspec.open(source, "rb") as file:
+            return file.read()
+    except Exception as error:  # of many kinds, by protocol
+        raise VideoError(f"{source}: cannot be read ({type(error).__name__}: {error})") from error
+
+
 def label_of(row: dict[str, Any], column: str, name: str) -> int | None:
     """The label of a row, None where it has none.
 
     Raises:
-        ValueError: it is no integer from 0 up.
+        ValueError: it is no integer from -1 up.
     """
     label = row.get(column)
-    if label is not None and (not isinstance(label, Integral) or isinstance(label, bool) or label < 0):
-        raise ValueError(f"{name}: {column}={label!r}: expected an integer label from 0 up, or None")
-    return None if label is None else int(label)
+    if label is not None and (not isinstance(label, Integral) or isinstance(label, bool) or label < -1):
+        raise ValueError(f"{name}: {column}={label!r}: expected an integer label from 0 up, or None or -1 for none")
+    return None if label is None or label == -1 else int(label)
 
 
 def stated_num_frames(row: dict[str, Any], columns: RowColumns) -> int | None:
     """The number of frames that a row states of its video."""
     value = None if columns.num_frames is None else row.get(columns.num_frames)
-    return value if isinstance(value, int) and value > 0 else None
+    return int(value) if isinstance(value, Integral) and int(value) > 0 else None
 
 
 def open_source(source: Any, split: str | None, streaming: bool) -> Any:
@@ -110,6 +127,8 @@ def open_source(source: Any, split: str | None, streaming: bool) -> Any:
         ValueError: there is no such thing.
     """
     if isinstance(source, str | os.PathLike):
+        if not os.fspath(source):
+            raise ValueError("source is an empty name: expected a folder or the id of a dataset")
         folder = Path(source)
         if folder.is_dir() and not holds_shards(folder):
             if streaming:
@@ -121,7 +140,7 @@ def open_source(source: Any, split: str | None, streaming: bool) -> Any:
         if not folder.is_dir() and (isinstance(source, os.PathLike) or not _HUB_ID.fullmatch(source)):
             raise ValueError(f"{source}: expected a folder with videos, but there is no such folder")
         return _loaded(os.fspath(source), split or "train", streaming)
-    if isinstance(source, dict) and all(hasattr(rows, "features") for rows in source.values()):  # a DatasetDict
+    if isinstance(source, dict) and source and all(hasattr(rows, "features") for rows in source.values()):
         if (split or "train") not in source:
             raise ValueError(f"split={split or 'train'!r}: expected one of {', '.join(map(str, source))}")
         source, split = source[split or "train"], None
@@ -131,6 +150,15 @@ def open_source(source: Any, split: str | None, streaming: bool) -> Any:
         if not hasattr(source, "to_iterable_dataset"):
             raise ValueError(f"streaming=True with a {type(source).__name__}: expected a datasets.IterableDataset")
         return source.to_iterable_dataset()
+    if not hasattr(source, "features"):
+        is_list = not isinstance(source, dict) and hasattr(source, "__len__") and hasattr(source, "__getitem__")
+        first = next((row for row in source if not isinstance(row, dict)), None) if is_list else None
+        if not is_list or first is not None:
+            of_what = f" of {type(first).__name__}" if is_list else ""
+            raise ValueError(
+                f"source is a {type(source).__name__}{of_what}: expected a folder, the id of a dataset, a "
+                "datasets.Dataset or IterableDataset, or a list of dicts"
+            )
     return source
 
 

@@ -18,7 +18,17 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .clip_rows import Rows, choose_columns, is_stream, label_of, open_source, stated_num_frames, undecoded, video_of
+from .clip_rows import (
+    Rows,
+    choose_columns,
+    fetched,
+    is_stream,
+    label_of,
+    open_source,
+    stated_num_frames,
+    undecoded,
+    video_of,
+)
 from .video_io import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -36,6 +46,7 @@ logger = logging.getLogger(__name__)
 _PROGRESS_BAR_FROM = 200  # videos
 _DECODED_AT_A_TIME = 2**28  # bytes of full-size frames held while a video is brought into memory
 _MAX_ATTEMPTS = 64  # other videos tried in place of one that fails
+_NOT_OF_STREAMS = {"still_images": None, "epoch_over": "frames", "cache_gb": 0.0}  # option -> value that says nothing
 
 
 # --- which frames ----------------------------------------------------------------------------------------------------
@@ -318,8 +329,9 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
     Args:
         source: a folder of videos (see `find_videos`); a folder of Parquet or WebDataset shards, as `endora prepare`
             writes; the id of a dataset on the Hub; or rows: a `datasets.Dataset` or a list of dicts whose
-            `video_column` holds `{"path": ..., "bytes": ...}`, as `datasets.Video(decode=False)` gives, or a path. A
-            column `num_frames` is taken at its word, so that videos need not be opened to be counted.
+            `video_column` holds `{"path": ..., "bytes": ...}`, as `datasets.Video(decode=False)` gives, or a path or
+            a URL that fsspec opens. A column `num_frames` is taken at its word, so that videos need not be opened to
+            be counted.
         num_frames: frames in a clip.
         resolution: side of the square, or `(height, width)`, in pixels.
         frame_interval: take every `frame_interval`-th frame instead of spreading the clip over `window`.
@@ -329,7 +341,8 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         horizontal_flip: mirror a clip as a whole with probability 0.5.
         antialias: see `resize_and_crop_clip`.
         class_labels: give labels. In a folder the label is the first sub-folder on the way to the video, numbered in
-            alphabetical order; in rows it is the integer in `label_column`. Rows whose label is None are left out.
+            alphabetical order; in rows it is the integer in `label_column`. Rows whose label is None or -1 are left
+            out.
         video_column: column of the rows that holds the video; None: `video`, or the only one of that type.
         label_column: column of the rows that holds the label; None: `label`, or WebDataset's `cls`.
         epoch_over: `"frames"` or `"videos"`: the length of an epoch.
@@ -358,9 +371,13 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         if kwargs.get("streaming") or is_stream(source):
             from .streaming_clips import StreamingClipDataset
 
-            if args:
-                raise ValueError("arguments of a stream of clips: expected them by name")
-            return StreamingClipDataset(source, **{k: v for k, v in kwargs.items() if k != "streaming"})
+            for name, without in _NOT_OF_STREAMS.items():
+                if kwargs.get(name, without) != without:
+                    raise ValueError(f"{name}={kwargs[name]!r}: is not for streams, which keep nothing")
+            kept = {k: v for k, v in kwargs.items() if k != "streaming" and k not in _NOT_OF_STREAMS}
+            return StreamingClipDataset(source, *args, **kept)
+        if "shuffle_buffer" in kwargs:
+            raise ValueError("shuffle_buffer: is for streams; DataLoader(shuffle=True) shuffles the other items")
         return super().__new__(cls)
 
     def __init__(
@@ -368,6 +385,7 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         source: str | os.PathLike[str] | Rows | Any,
         num_frames: int = 16,
         resolution: int | tuple[int, int] = 128,
+        *,
         frame_interval: int | None = None,
         window: int = 48,
         num_still_images: int = 0,
@@ -447,7 +465,7 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index}: expected 0 to {len(self) - 1}")
-        index, epoch = int(index), int(self._epoch)
+        index, epoch = int(index), 0 if self.fixed_offsets else int(self._epoch)
         clip, frame_ids, label = self._clip(epoch, index)
         stills = [self._still(epoch, index, slot) for slot in range(self.num_still_images)]
         item = {
@@ -561,7 +579,7 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         """What the functions of `video_io` take: a path or bytes."""
         if isinstance(video.location, Path):
             return video.location
-        return video_of(self._rows[video.location], self._video_column)
+        return fetched(video_of(self._rows[video.location], self._video_column))
 
     def _name(self, i: int) -> str:
         """Name of a video, or of a still image, which are numbered after the videos."""
@@ -607,11 +625,6 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
     def _found_in_rows(
         self, rows: Any, class_labels: bool, video_column: str | None, label_column: str | None
     ) -> list[_Source]:
-        if isinstance(rows, dict) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
-            raise ValueError(
-                f"source is a {type(rows).__name__}: expected a folder, a datasets.Dataset or IterableDataset, or a "
-                "list of rows"
-            )
         features = getattr(rows, "features", None)
         columns = choose_columns(features, class_labels, video_column, label_column)
         self._rows, self._video_column = undecoded(rows, columns) if features else rows, columns.video

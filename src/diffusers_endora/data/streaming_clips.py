@@ -3,8 +3,9 @@
 import copy
 import logging
 import os
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .clip_rows import choose_columns, label_of, open_source, stated_num_frames, undecoded, video_of
+from .clip_rows import choose_columns, fetched, label_of, open_source, stated_num_frames, undecoded, video_of
 from .clips import ClipSampler, resize_and_crop_image
 from .video_io import VideoError, VideoSource, read_frames, read_video_info
 
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 2**28  # a block is closed at this size, so that memory does not depend on the rows
 _MAX_WORKERS = 1024  # that are counted apart
+_MAX_DRAWS = 8  # of a row that takes the place of others: parts of it may be damaged, too
 _BROKEN, _TOO_SHORT, _UNLABELLED, _LEFT_OVER = range(4)  # what is counted
 
 
@@ -33,20 +35,24 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
     random frames of the block. With `fixed_offsets` rows keep their order.
 
     **Data workers** share the shards, so there should be as many shards as workers (`IterableDataset.reshard` makes
-    more). Which frames make a clip depends on the seed, the epoch and the video alone, not on workers or processes.
+    more).
 
     **Processes.** After `split_among_processes` each process takes every `num_processes`-th row: other rows in each,
-    equally many in all; rows left over at the end of a worker's shards are dropped, and counted. Every process reads
-    all bytes and decodes its own part. Such a loader is not passed to `Accelerator.prepare`, which would share it out
-    once more. (Without `split_among_processes`, `prepare` lets the main process read and decode for all.) With
-    `fixed_offsets` processes have equally many videos, but short or broken ones give fewer clips.
+    and equally many items, whatever turns out to be broken. Rows left over at the end of a worker's shards are
+    dropped, and counted. With `fixed_offsets`, where each clip matters, processes take turns clip by clip: none is
+    dropped or given twice, so one process may have a clip more than another (of each worker). Every process reads all
+    bytes and decodes its own part. Such a loader is not passed to `Accelerator.prepare`, which would share it out once
+    more; that is an error. (Without `split_among_processes`, `prepare` lets the main process read and decode for all.)
 
     **Resuming.** `state_dict` says where the iteration is, at any moment, and after `load_state_dict` it goes on with
-    the very next item, given the same number of workers. `StatefulDataLoader` calls both in its workers. (Do not call
-    `shuffle` on the stream itself: `datasets` does not keep the content of its own buffer.)
+    the very next item, given the same seed, options, shards and numbers of workers and processes. `StatefulDataLoader`
+    calls both in its workers. A stream on which `shuffle` was called is read again from its beginning, as `datasets`
+    does not keep its buffer.
 
-    **Broken rows.** Another row of the block takes the place of one that cannot be read or is too short; each is
-    logged, and counted once an epoch in `num_broken` or `num_too_short`.
+    **Broken rows.** Another row of the block takes the place of one that cannot be read or is too short, with another
+    clip of its own; where a block has none, the stream's first usable row. Each is logged, and counted once an epoch
+    in `num_broken` or `num_too_short`. With `fixed_offsets` nothing takes their place, and damage that shows when
+    frames are decoded is an error.
 
     Args:
         source, split, num_frames, resolution, frame_interval, window, num_still_images, horizontal_flip, antialias,
@@ -66,6 +72,7 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
         source: Any,
         num_frames: int = 16,
         resolution: int | tuple[int, int] = 128,
+        *,
         frame_interval: int | None = None,
         window: int = 48,
         num_still_images: int = 0,
@@ -99,6 +106,7 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
         self._columns = choose_columns(stream.features, class_labels, video_column, label_column)
         self.class_names = self._columns.class_names
         self._stream = undecoded(stream, self._columns) if stream.features else stream
+        self._keeps_place = not _shuffles(getattr(stream, "_ex_iterable", None))
         self._process_index, self._num_processes = 0, 1
         self._position: dict[str, Any] | None = None  # where the running iteration is
         self._resume_at: dict[str, Any] | None = None
@@ -111,10 +119,12 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
         """Leaves to this process its own rows; returns itself.
 
         Raises:
-            ValueError: the index is not in `[0, num_processes)`.
+            ValueError: the index is not in `[0, num_processes)`, or the stream is shared out already.
         """
         if not 0 <= process_index < num_processes:
             raise ValueError(f"process_index={process_index}: expected 0 to {num_processes - 1}")
+        if num_processes > 1 and getattr(self._stream, "_distributed", None) is not None:
+            raise ValueError("split_among_processes: split_dataset_by_node has shared out the stream already")
         self._process_index, self._num_processes = process_index, num_processes
         return self
 
@@ -140,11 +150,18 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration is, in what json can say."""
-        position = self._resume_at or self._position or _start_of(int(self._epoch))
-        return copy.deepcopy(position)
+        return copy.deepcopy(self._resume_at or self._position or self._start())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lets the next iteration go on where `state_dict` was taken."""
+        """Lets the next iteration go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: it is no such state, or one of another set-up, in which the next item is another.
+        """
+        start = self._start()
+        if not isinstance(state_dict, dict) or state_dict.keys() != start.keys():
+            raise ValueError(f"state_dict: expected a dict of {', '.join(start)}, as state_dict() gives")
+        self._check_set_up(state_dict["set_up"], self._set_up())
         self._resume_at = copy.deepcopy(state_dict)
         self.set_epoch(state_dict["epoch"])
 
@@ -156,59 +173,120 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
             self._resume_at = None
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        position = self._resume_at or _start_of(int(self._epoch))
+        self._check_shared_out_once()
+        position = self._resume_at or self._start()
         self._resume_at = None
-        epoch, number, first, start = (position[name] for name in ("epoch", "block", "item", "stream"))
-        stream = copy.deepcopy(self._stream)  # as a stream remembers for good where it was told to start
-        stream.set_epoch(0 if self.fixed_offsets else epoch)  # datasets shuffles the shards by the epoch
-        if start is not None:
-            stream.load_state_dict(start)
-        rows = self._eligible(stream)
+        # What a data worker is given must be a data worker's
+        self._check_set_up(position["set_up"] | {"worker": position["worker"]}, self._set_up() | {"worker": _worker()})
+        epoch, number, first, turn = (position[name] for name in ("epoch", "block", "item", "turn"))
         has_item = number > 0 or first > 0
+        self._stand_in: _Row | None = None
+        stream = self._fresh_stream(epoch)
+        skipped = 0
+        if position["stream"] is not None:
+            stream.load_state_dict(position["stream"])
+        else:
+            skipped = position["rows"]
+        self._num_read = position["rows"]
+        rows = self._eligible(islice(stream, skipped, None))
         while block := self._next_block(rows):
-            for index, item in enumerate(self._items(block, epoch, number, first), start=first + 1):
-                self._position = {"epoch": epoch, "block": number, "item": index, "stream": start}
+            places = self._places(block, epoch, number, turn)
+            if first > len(places):
+                raise ValueError(f"state_dict: says item {first} of a block that has {len(places)}; the rows differ")
+            for index, place in enumerate(places[first:], start=first + 1):
+                item = self._item(block, place, epoch, (number, index))
+                if item is None:
+                    logger.warning("a block of %d rows has no usable row, and gives no clips", len(block))
+                    break
+                self._position = position | {"item": index}
                 has_item = True
                 yield item
-            number, first, start = number + 1, 0, copy.deepcopy(stream.state_dict())
-        # Asked again, a data worker that has ended says so
-        self._position = {"epoch": epoch, "block": number, "item": 0, "stream": start}
+            if self.fixed_offsets:
+                turn = (turn + self._num_clips(block)) % self._num_processes
+            number, first = number + 1, 0
+            where = {"stream": copy.deepcopy(stream.state_dict()) if self._keeps_place else None}
+            position = position | {"block": number, "item": 0, "turn": turn, "rows": self._num_read} | where
+        self._position = position  # asked again, a data worker that has ended says so
         if not has_item and get_worker_info() is None:  # a data worker may be without shards
+            raise self._no_usable_row()
+
+    # --- where the iteration is --------------------------------------------------------------------------------------
+
+    def _start(self) -> dict[str, Any]:
+        """The state at the beginning of the epoch.
+
+        `item` of `block` is the next; `stream` is the state of the stream at the beginning of the block, up to which
+        `rows` were read; `turn` is the process whose turn the block's first clip is, with `fixed_offsets`.
+        """
+        where = {"epoch": int(self._epoch), "block": 0, "item": 0, "turn": 0, "rows": 0, "stream": None}
+        return {"set_up": self._set_up(), "worker": _worker(), **where}
+
+    def _set_up(self) -> dict[str, Any]:
+        """What else decides which item is the next."""
+        names = ("seed", "shuffle_buffer", "clips_per_video", "fixed_offsets")
+        of_stream = {"num_shards": getattr(self._stream, "num_shards", None)}
+        return {name: getattr(self, name) for name in names} | {"num_processes": self._num_processes} | of_stream
+
+    @staticmethod
+    def _check_set_up(was: dict[str, Any], now: dict[str, Any]) -> None:
+        for name, value in now.items():
+            if was.get(name) != value:
+                raise ValueError(f"state_dict: was taken with {name} {was.get(name)}, and it is {value} now")
+
+    def _check_shared_out_once(self) -> None:
+        accelerate_state = sys.modules.get("accelerate.state")
+        if self._num_processes == 1 or accelerate_state is None:
+            return
+        active = getattr(accelerate_state.GradientState().active_dataloader, "dataset", None)
+        if self in (active, getattr(active, "dataset", None)):
             raise ValueError(
-                f"the stream has no usable row: {self.num_broken} could not be read, {self.num_too_short} were too "
-                f"short, {self.num_unlabelled} had no label, {self.num_left_over} were too few for all processes"
+                "split_among_processes has shared out the rows, and Accelerator.prepare does it once more; use one of "
+                "the two"
             )
+
+    def _fresh_stream(self, epoch: int) -> Any:
+        """A copy at its beginning, as a stream remembers for good where it was told to start."""
+        try:
+            stream = copy.deepcopy(self._stream)
+        except TypeError:  # a generator's arguments may have no copy
+            stream = copy.copy(self._stream)
+        stream.set_epoch(0 if self.fixed_offsets else epoch)  # datasets shuffles the shards by the epoch
+        return stream
 
     # --- rows --------------------------------------------------------------------------------------------------------
 
-    def _eligible(self, stream: Any) -> Iterator["_Row"]:
+    def _eligible(self, stream: Iterable[dict[str, Any]], is_counted: bool = True) -> Iterator["_Row"]:
         """The rows that have what is asked for, as far as they say so themselves."""
         for row in stream:
+            self._num_read += is_counted
             value = row.get(self._columns.video)
             name = str((value.get("path") if isinstance(value, dict) else None) or "a row without a name")
             label = None if self._columns.label is None else label_of(row, self._columns.label, name)
             num_frames = stated_num_frames(row, self._columns)
             if self._columns.label is not None and label is None:
-                self._count(_UNLABELLED)
+                self._count(_UNLABELLED, int(is_counted))
             elif num_frames is not None and num_frames < self.shortest_video:
-                self._count(_TOO_SHORT)
+                self._count(_TOO_SHORT, int(is_counted))
             else:
                 try:
-                    yield _Row(name, label, num_frames, video_of(row, self._columns.video))
+                    yield _Row(name, label, num_frames, video_of(row, self._columns.video), is_reported=not is_counted)
                 except VideoError as error:
-                    yield _Row(name, label, num_frames, b"", str(error))
+                    yield _Row(name, label, num_frames, b"", str(error), not is_counted)
 
     def _next_block(self, rows: Iterator["_Row"]) -> list["_Row"]:
-        """The next rows of this process; none at the end."""
+        """The next rows of this process, with `fixed_offsets` of all; none at the end."""
         block: list[_Row] = []
         size = 0
         while len(block) < self.shuffle_buffer and size < _BLOCK_BYTES:
-            for_all = list(islice(rows, self._num_processes))
-            if len(for_all) < self._num_processes:
+            num_processes = 1 if self.fixed_offsets else self._num_processes
+            for_all = list(islice(rows, num_processes))
+            if len(for_all) < num_processes:
                 self._count(_LEFT_OVER, len(for_all))
                 break
-            block.append(for_all[self._process_index])
-            size += block[-1].num_bytes
+            row = for_all[0 if self.fixed_offsets else self._process_index]
+            row.fetch()
+            block.append(row)
+            size += row.num_bytes
         return block
 
     def _is_usable(self, row: "_Row") -> bool:
@@ -217,57 +295,93 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
             try:
                 row.num_frames = read_video_info(row.source).num_frames
             except (ValueError, OSError) as error:
-                self._report(row, error)
+                row.problem = str(error)
+                self._report(row, row.problem)
                 return False
             if row.num_frames < self.shortest_video:
                 row.problem = f"has {row.num_frames} frames, fewer than the {self.shortest_video} of a clip"
+                self._count(_TOO_SHORT, int(not row.is_reported))
                 row.is_reported = True
-                self._count(_TOO_SHORT)
         if row.problem is not None and not row.is_reported:
             self._report(row, row.problem)
         return row.problem is None
 
     def _report(self, row: "_Row", problem: Exception | str) -> None:
-        row.problem, row.is_reported = str(problem), True
-        logger.warning("broken row, another takes its place: %s: %s", row.name, problem)
-        self._count(_BROKEN)
+        """Logs and counts a row once. Damage that shows when frames are decoded leaves its intact parts in use."""
+        if not row.is_reported:
+            row.is_reported = True
+            what = "left out" if self.fixed_offsets else "another takes its place"
+            logger.warning("broken row, %s: %s: %s", what, row.name, problem)
+            self._count(_BROKEN)
 
     def _count(self, what: int, number: int = 1) -> None:
-        worker = get_worker_info()
-        self._counts[what, 0 if worker is None else worker.id % _MAX_WORKERS] += number
+        self._counts[what, _worker()[0] % _MAX_WORKERS] += number
+
+    def _no_usable_row(self) -> ValueError:
+        return ValueError(
+            f"the stream has no usable row: {self.num_broken} could not be read, {self.num_too_short} were too "
+            f"short, {self.num_unlabelled} had no label, {self.num_left_over} were too few for all processes"
+        )
 
     # --- items -------------------------------------------------------------------------------------------------------
 
-    def _items(self, block: list["_Row"], epoch: int, number: int, first: int) -> Iterator[dict[str, torch.Tensor]]:
-        """The items of a block from item `first` on."""
+    def _places(self, block: list["_Row"], epoch: int, number: int, turn: int) -> list[tuple[int, int]]:
+        """The items of a block for this process: which row and which of its clips."""
         if self.fixed_offsets:
-            yield from islice(self._fixed_items(block, epoch), first, None)
-            return
+            everything = [(i, clip) for i, row in enumerate(block) for clip in range(self._num_clips([row]))]
+            return everything[(self._process_index - turn) % self._num_processes :: self._num_processes]
         order = np.random.default_rng((self.seed, epoch, number)).permutation(len(block) * self.clips_per_video)
-        for place in order[first:].tolist():
-            i, clip = divmod(place, self.clips_per_video)
-            for row in (block[i], *(block[j] for j in order // self.clips_per_video if j != i)):
-                if not self._is_usable(row):
-                    continue
-                rng = np.random.default_rng((self.seed, epoch, row.key, clip))
-                indices, is_flipped = self.draw_frames(row.num_frames, rng)
-                try:
-                    frames = read_frames(row.source, indices)
-                except (ValueError, OSError) as error:
-                    self._report(row, error)
-                    continue
-                pixels = self.resized(frames[:, :, ::-1] if is_flipped else frames)
-                yield self._with_still_images(pixels, row, block, (self.seed, epoch, row.key, clip))
-                break
-            else:
-                logger.warning("a block of %d rows has no usable row, and gives no clips", len(block))
-                return
+        return [divmod(place, self.clips_per_video) for place in order.tolist()]
 
-    def _fixed_items(self, block: list["_Row"], epoch: int) -> Iterator[dict[str, torch.Tensor]]:
-        for row in filter(self._is_usable, block):
-            for clip in range(self.num_fixed_clips(row.num_frames)):
-                pixels = self.resized(read_frames(row.source, self.fixed_frames(row.num_frames, clip)))
-                yield self._with_still_images(pixels, row, block, (self.seed, epoch, row.key, clip))
+    def _num_clips(self, block: list["_Row"]) -> int:
+        """How many clips the rows give with `fixed_offsets`."""
+        return sum(self.num_fixed_clips(row.num_frames) for row in block if self._is_usable(row))
+
+    def _item(
+        self, block: list["_Row"], place: tuple[int, int], epoch: int, at: tuple[int, int]
+    ) -> dict[str, torch.Tensor] | None:
+        """The item of a place, None where nothing can be read; `at` makes its random numbers its own."""
+        i, clip = place
+        own = block[i]
+        if self.fixed_offsets:
+            frames = read_frames(own.source, self.fixed_frames(own.num_frames, clip))
+            return self._with_still_images(self.resized(frames), own, block, (self.seed, 0, own.key, clip))
+        entropy = (self.seed, epoch, *at, own.key)
+        for attempt, row in enumerate(self._candidates(block, i, epoch, entropy)):
+            pixels = self._random_clip(row, np.random.default_rng((*entropy, 0, attempt)))
+            if pixels is not None:
+                return self._with_still_images(pixels, row, block, entropy)
+        if self._num_processes > 1:  # the other processes would wait for this one forever
+            raise self._no_usable_row()
+        return None
+
+    def _candidates(self, block: list["_Row"], i: int, epoch: int, entropy: tuple[int, ...]) -> Iterator["_Row"]:
+        """A row of a block, the others in random order, and the first usable one of the stream."""
+        yield block[i]
+        others = np.random.default_rng((*entropy, 0)).permutation(len(block))
+        yield from (block[j] for j in others.tolist() if j != i)
+        if self._stand_in is None:
+            self._stand_in = next(filter(self._is_usable, self._beginning(epoch)), None)
+        if self._stand_in is not None:
+            yield from [self._stand_in] * _MAX_DRAWS
+
+    def _random_clip(self, row: "_Row", rng: np.random.Generator) -> torch.Tensor | None:
+        """Pixels of a clip of a row; None, reported, where they cannot be read."""
+        if not self._is_usable(row):
+            return None
+        indices, is_flipped = self.draw_frames(row.num_frames, rng)
+        try:
+            frames = read_frames(row.source, indices)
+        except (ValueError, OSError) as error:
+            self._report(row, error)
+            return None
+        return self.resized(frames[:, :, ::-1] if is_flipped else frames)
+
+    def _beginning(self, epoch: int) -> Iterator["_Row"]:
+        """The stream's rows once more, not counted."""
+        for row in self._eligible(self._fresh_stream(epoch), is_counted=False):
+            row.fetch()
+            yield row
 
     def _with_still_images(
         self, pixels: torch.Tensor, row: "_Row", block: list["_Row"], entropy: tuple[int, ...]
@@ -316,11 +430,28 @@ class _Row:
     def num_bytes(self) -> int:
         return len(self.source) if isinstance(self.source, bytes) else 0
 
+    def fetch(self) -> None:
+        """Reads a source that is a URL."""
+        try:
+            self.source = fetched(self.source)
+        except VideoError as error:
+            self.problem = str(error)
+
     @cached_property
     def key(self) -> int:
         """Identifies the video: by its bytes, or by its path."""
         return zlib.crc32(self.source if isinstance(self.source, bytes) else os.fsencode(self.source))
 
 
-def _start_of(epoch: int) -> dict[str, Any]:
-    return {"epoch": epoch, "block": 0, "item": 0, "stream": None}
+def _worker() -> list[int]:
+    """Number of this data worker and of all of them."""
+    worker = get_worker_info()
+    return [0, 0] if worker is None else [worker.id, worker.num_workers]
+
+
+def _shuffles(examples: Any) -> bool:
+    """Whether an iterable of `datasets`, or one that it reads, has a shuffle buffer, which its state does not keep."""
+    if type(examples).__name__ == "BufferShuffledExamplesIterable":
+        return True
+    below = [getattr(examples, "ex_iterable", None), *getattr(examples, "ex_iterables", ())]
+    return any(_shuffles(of_below) for of_below in below if of_below is not None)
