@@ -85,6 +85,17 @@ def test_what_cannot_be_told_is_left_out_with_a_reason(tmp_path):
     assert len(found.videos) == 12
 
 
+def test_a_link_to_a_lesion_changes_neither_its_name_nor_its_split(tmp_path):
+    root = write_tree("colonoscopic", "owners", tmp_path)
+    before = read_tree("colonoscopic", root)
+    (root / "Adenoma" / "adenoma_00").symlink_to("adenoma_02")  # sorts before it, and would be for testing
+    (root / "Adenoma" / "adenoma_99").symlink_to("adenoma_02")
+    (root / "A").mkdir()
+    (root / "A" / "adenoma_05").symlink_to(root / "Adenoma" / "adenoma_02")
+    (root / "A" / "all").symlink_to("..")
+    assert read_tree("colonoscopic", root) == before
+
+
 def test_folders_above_the_raw_folder_say_nothing(tmp_path):
     root = tmp_path / "adenoma_05" / "raw"
     write(root / "WL.mp4", VIDEO)

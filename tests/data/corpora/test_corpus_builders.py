@@ -21,6 +21,7 @@ from diffusers_endora.data.corpora.corpus import (
     printable,
     read_json,
     read_table,
+    walk,
     windows,
 )
 from diffusers_endora.data.video_io import VideoError, read_frames
@@ -225,6 +226,37 @@ def test_hidden_files_and_links_that_lead_back_change_nothing(corpus, layout, tm
     (root / "loop").symlink_to(root)
     (folders[-1] / "back").symlink_to("..")
     assert read_tree(corpus, root) == before
+
+
+@pytest.mark.parametrize(
+    ("corpus", "layout", "name"),
+    [
+        ("kvasir_capsule", "owners", "labelled_videos"),
+        ("cholectriplet", "cholect45", "data"),
+        ("cholectriplet", "cholect50", "videos/VID01"),
+        ("polypdiag", "endo_fm", "videos"),
+    ],
+)
+def test_what_is_read_by_a_link_is_not_said_to_be_unread(corpus, layout, name, tmp_path):
+    root = write_tree(corpus, layout, tmp_path / "raw")
+    before = read_tree(corpus, root)
+    (root / "0_store").mkdir()
+    (root / name).rename(root / "0_store" / "real")
+    (root / name).symlink_to(root / "0_store" / "real")
+    assert read_tree(corpus, root) == before
+
+
+def test_a_folder_is_walked_by_its_own_name_and_else_by_its_first_link(tmp_path):
+    root = tmp_path / "raw"
+    write(root / "b" / "real" / "file", "")
+    write(tmp_path / "outside" / "inner" / "file", "")
+    (root / "a").symlink_to(root / "b" / "real")
+    (root / "c").symlink_to(tmp_path / "outside")
+    (root / "d").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside" / "back").symlink_to(root)
+    assert [path.relative_to(root).as_posix() for path in walk(root)] == ["b/real/file", "c/inner/file"]
+    (tmp_path / "link").symlink_to(root)
+    assert len(walk(tmp_path / "link")) == 2
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from diffusers_endora.data.corpora.corpus import CorpusFolder, Rejection
 from diffusers_endora.data.corpora.packing import row_of_sample
 from diffusers_endora.data.corpora.prepare import prepare_corpus
 from diffusers_endora.data.transcode import encode_frames
-from diffusers_endora.data.video_io import iterate_frames, read_frames, read_video_info
+from diffusers_endora.data.video_io import iterate_frames, read_frames, read_image, read_video_info
 
 NUM_FRAMES = 8
 # A video in each split, cut into clips of 2 and 3 frames
@@ -325,7 +325,7 @@ def test_a_source_that_vanishes_or_changes_before_it_goes_on(raw, tmp_path, monk
     out = tmp_path / "out"
     interrupt_packing(monkeypatch, "colonoscopic", raw, out, short_side=24)
     videos[0].unlink()
-    shutil.copy(videos[2], videos[1])
+    shutil.copy(videos[4], videos[1])  # of the same split
     prepare_corpus("colonoscopic", raw, out, short_side=24)
     prepare_corpus("colonoscopic", raw, tmp_path / "at_once", short_side=24)
     assert content_of(out) == content_of(tmp_path / "at_once")
@@ -443,6 +443,21 @@ def test_bad_arguments(raw, tmp_path):
     with pytest.raises(ValueError, match="colonoscopy: is no corpus"):
         prepare_corpus("colonoscopy", raw, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_quality_where_nothing_is_encoded(raw, trees, tmp_path):
+    message = "quality='lossless': nothing is encoded without short_side (--transcode) or config clips; leave it out."
+    for corpus, folder in [("colonoscopic", raw), ("cholectriplet", trees("cholectriplet", "endo_fm"))]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            prepare_corpus(corpus, folder, tmp_path / "out", quality="lossless")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+    frames = trees("cholectriplet", "cholect50")
+    prepare_corpus("cholectriplet", frames, tmp_path / "lossless", quality="lossless")
+    (row, *_) = rows_of(tmp_path / "lossless", True, tmp_path)["train"]
+    first = sorted((frames / row["source"]).iterdir())[0]
+    np.testing.assert_array_equal(read_frames(row["video"]["bytes"], [0])[0], read_image(first))
+    prepare_corpus("colonoscopic", raw, tmp_path / "clips", "clips", quality="lossless")
+    prepare_corpus("colonoscopic", raw, tmp_path / "small", quality="lossless", short_side=24)
 
 
 def test_two_at_once(raw, tmp_path):

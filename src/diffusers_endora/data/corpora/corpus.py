@@ -10,9 +10,11 @@ import json
 import logging
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,9 +37,10 @@ from ..video_io import (
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-ROWS_VERSION = 1  # raised when the same raw folder gives other rows, so that what datasets has cached is not used
+ROWS_VERSION = 2  # raised when the same raw folder gives other rows, so that what datasets has cached is not used
 MAX_VIDEO_BYTES = 100 * 2**20  # of a row: rows are held in memory whole, when written (thrice) and when read
 SPLITS = ("train", "validation", "test", "unlabelled")
+_KEPT_FIRST = ("test", "validation", "train", "unlabelled")  # of copies in two splits, so that what is tested on stays
 
 _NUMBERED_VIDEO = re.compile(r"[0-9]{1,8}")
 _MAX_FILES_NAMED = 10  # of a folder, that were not read; more are counted
@@ -93,7 +96,7 @@ class CorpusFolder:
     notes: list[str] = field(default_factory=list)
 
     def check(self, data_dir: Path) -> "CorpusFolder":
-        """Itself, with every id once, names that can be written, and at least one video.
+        """Itself, with every id once, no file in two splits, names that can be written, and at least one video.
 
         Raises:
             CorpusError: no video is left.
@@ -109,15 +112,49 @@ class CorpusFolder:
             else:
                 seen[video.video_id] = video.source
                 kept.append(video)
-        self.videos = kept
+        self.videos, copies = leave_out_copies(kept)
+        self.rejected += copies
         self.rejected = [Rejection(printable(r.source), printable(r.reason)) for r in self.rejected]
         self.rejected.sort(key=lambda rejection: (natural_order(rejection.source), rejection.reason))
-        if not kept:
+        if not self.videos:
             first = f", such as {self.rejected[0].source}: {self.rejected[0].reason}" if self.rejected else ""
             raise CorpusError(
                 f"{data_dir}: no video of {self.layout} is usable ({len(self.rejected)} rejected{first})."
             )
         return self
+
+
+def leave_out_copies(videos: list[SourceVideo]) -> tuple[list[SourceVideo], list[Rejection]]:
+    """The videos without those whose very file is in another split, too: it stays in the first of `_KEPT_FIRST`.
+
+    Read are only files of a size that files of two splits have. Folders of frames are not compared, and footage that
+    was encoded anew is not found; `endora audit` looks at both.
+    """
+    by_size: dict[int, list[SourceVideo]] = {}
+    for video in videos:
+        try:
+            status = video.path.stat()
+        except OSError:  # said when it is opened
+            continue
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            by_size.setdefault(status.st_size, []).append(video)
+    rejected = {}
+    for of_size in by_size.values():
+        if len({video.split for video in of_size}) == 1:
+            continue
+        first_of: dict[str, SourceVideo] = {}
+        for video in sorted(of_size, key=lambda video: _KEPT_FIRST.index(video.split)):
+            try:
+                with video.path.open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError:
+                continue
+            first = first_of.setdefault(content, video)
+            if first.split != video.split:
+                reason = f"is the same file as {first.source}, which is in {first.split}"
+                rejected[video.video_id] = Rejection(video.source, reason)
+    left = [rejected[video.video_id] for video in videos if video.video_id in rejected]
+    return [video for video in videos if video.video_id not in rejected], left
 
 
 def check_positive_integers(**arguments: Any) -> None:
@@ -237,7 +274,7 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
             info = read_video_info(video.path, video.image_fps)
         except FileNotFoundError as error:
             raise VideoError(f"{video.source}: is not there any more") from error
-        if config.kind == "videos" and config.short_side is None and video.path.is_file():
+        if is_row_as_it_is(video, config):
             return [row_of_file(None, 0, info, info)]
         rows = []
         frames = iterate_frames(video.path, video.image_fps)
@@ -328,6 +365,11 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
                     logger.warning("%s: %s", video.source, misfit)
 
 
+def is_row_as_it_is(video: SourceVideo, config: CorpusConfig) -> bool:
+    """Whether a row has the video's own file, so that nothing is encoded."""
+    return config.kind == "videos" and config.short_side is None and video.path.is_file()
+
+
 def row_of_file(file: str | None, start_frame: int, info: VideoInfo, source: VideoInfo) -> Row:
     """A row of `write_rows`: `info` is of its own file, `source` of the whole video."""
     facts = {name: getattr(info, name) for name in ("num_frames", "fps", "height", "width")}
@@ -387,11 +429,13 @@ def other_files(data_dir: Path, known: list[Path], reasons: dict[str, str] | Non
         known: files that were read, and folders whose images were.
         reasons: why those below a top-level folder, by its name, are not read.
     """
-    read = set(known)
+    real = cache(os.path.realpath)  # of a folder, which was perhaps read by a link
+    read = {(real(path.parent), path.name) for path in known}
+    folders_of_frames = {real(path) for path in known if path.is_dir()}
     by_folder: dict[Path, list[Path]] = {}
     for path in walk(data_dir):
-        is_frame = path.parent in read and path.suffix.lower() in IMAGE_EXTENSIONS
-        if path not in read and not is_frame:
+        is_frame = real(path.parent) in folders_of_frames and path.suffix.lower() in IMAGE_EXTENSIONS
+        if (real(path.parent), path.name) not in read and not is_frame:
             by_folder.setdefault(path.parent, []).append(path)
     rejected = []
     for folder, paths in by_folder.items():
@@ -407,18 +451,25 @@ def other_files(data_dir: Path, known: list[Path], reasons: dict[str, str] | Non
 
 
 def walk(data_dir: Path) -> list[Path]:
-    """Files below a folder in natural order; links are followed, loops and hidden names left out."""
+    """Files below a folder in natural order; links are followed, loops and hidden names left out.
+
+    A folder with several names has the one without a link, or of links the first that is met.
+    """
     visited = set()
     found = []
-    for folder, subfolders, files in os.walk(data_dir, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        # Sorted, as of two ways to one folder the first is taken
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
-        found += [Path(folder, name) for name in files if not name.startswith(".")]
+    starts = [data_dir]
+    while starts:
+        links = []
+        for folder, subfolders, files in (step for start in starts for step in os.walk(start)):
+            real = os.path.realpath(folder)
+            if real in visited:
+                subfolders.clear()
+                continue
+            visited.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
+            found += [Path(folder, name) for name in files if not name.startswith(".")]
+            links += [path for name in subfolders if (path := Path(folder, name)).is_symlink()]
+        starts = links
     return sorted(found, key=lambda path: natural_order(path.relative_to(data_dir).as_posix()))
 
 

@@ -23,8 +23,18 @@ from tqdm.auto import tqdm
 
 from ..transcode import TARGET_ERRORS, cancelled_when
 from ..video_io import VideoError, forget_videos
-from . import corpus_class
-from .corpus import MAX_VIDEO_BYTES, SPLITS, CorpusBuilder, CorpusConfig, Rejection, SourceVideo, changed_config, stamp
+from . import corpus_class, num_cores
+from .corpus import (
+    MAX_VIDEO_BYTES,
+    SPLITS,
+    CorpusBuilder,
+    CorpusConfig,
+    Rejection,
+    SourceVideo,
+    changed_config,
+    is_row_as_it_is,
+    stamp,
+)
 from .packing import FileFormat, write_shards
 from .publishing import write_card
 from .summary import count_row, new_counts, summary_lines
@@ -106,11 +116,11 @@ def prepare_corpus(
         config_name: `"videos"`, `"clips"` or another config of the corpus.
         num_proc: videos that are encoded at a time, each by one thread; None: one per core.
         max_shard_bytes: a shard is closed when it has this many bytes.
-        options: of the corpus' config, such as `short_side` and `quality`.
+        options: of the corpus' config, such as `short_side` and, of what is encoded, `quality`.
 
     Raises:
-        ValueError: an argument is not as described, the raw folder is not as expected, nothing in it is usable, it
-            changed meanwhile, `output_dir` holds something else, or another process prepares it.
+        ValueError: an argument is not as described or has no effect, the raw folder is not as expected, nothing in it
+            is usable, it changed meanwhile, `output_dir` holds something else, or another process prepares it.
         OSError: the target is full or cannot be written to. What is done stays for the next try.
     """
     start = time.perf_counter()
@@ -126,6 +136,11 @@ def prepare_corpus(
 
     # 1. What there is to do
     found = builder.read_folder(None if data_dir is None else Path(data_dir), config)
+    if "quality" in options and all(is_row_as_it_is(video, config) for video in found.videos):
+        raise ValueError(
+            f"quality={config.quality!r}: nothing is encoded without short_side (--transcode) or config clips; "
+            "leave it out."
+        )
     settings = {"corpus": corpus, "config": config_name, **config.options()}
     stamps = {video.video_id: stamp_of(video) for video in found.videos}
     task = Task(builder, config, settings, found.videos, stamps, work / "units")
@@ -167,7 +182,8 @@ def prepare_corpus(
                 summary[name] = round(sum(counts[name] for counts in summary["splits"].values()), 3)
             if not summary["rows"]:
                 discard_work(work)
-                raise ValueError(f"{data_dir}: no video is usable, such as {rejected[0].source}: {rejected[0].reason}")
+                example = rejected[len(found.rejected)]  # of the videos; those before are of other files, too
+                raise ValueError(f"{data_dir}: no video is usable, such as {example.source}: {example.reason}")
             lines = [json.dumps(asdict(rejection), ensure_ascii=False) + "\n" for rejection in rejected]
             (packed / REJECTED).write_text("".join(lines), encoding="utf-8")
             (packed / RECORD).write_text(json.dumps(record | {"summary": summary}, indent=2) + "\n", encoding="utf-8")
@@ -201,11 +217,6 @@ def choose_config(
     config = changed_config(configs[name], options)
     config.data_dir = None if data_dir is None else os.fspath(data_dir)
     return config
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- places ----------------------------------------------------------------------------------------------------------
