@@ -24,6 +24,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from av.video.stream import VideoStream
 from PIL import Image
@@ -105,7 +106,7 @@ def main() -> None:
         prepare_corpus("colonoscopic", raw, prepared, short_side=128)
         options = {"horizontal_flip": False, "antialias": False}
         row = ClipDataset(prepared, **options)  # type: ignore[arg-type]
-        video = row._rows[0]["video"]["bytes"]
+        video = pq.read_table(prepared / "data", columns=["video"])["video"][0].as_py()["bytes"]
         (files / "00001.mp4").write_bytes(video)
         folder, transcoded = ClipDataset(raw, **options), ClipDataset(files, **options)  # type: ignore[arg-type]
         stream = endless(ClipDataset(prepared, streaming=True, clips_per_video=8, **options))  # type: ignore[arg-type]

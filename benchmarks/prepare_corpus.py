@@ -29,9 +29,10 @@ from typing import Any
 
 import numpy as np
 
+from diffusers_endora.data.corpora import num_cores
 from diffusers_endora.data.corpora.corpus import MAX_VIDEO_BYTES, SourceVideo
 from diffusers_endora.data.corpora.phantom import Phantom, PhantomConfig
-from diffusers_endora.data.corpora.prepare import num_cores, prepare_corpus
+from diffusers_endora.data.corpora.prepare import prepare_corpus
 from diffusers_endora.data.transcode import transcode_video
 from diffusers_endora.data.video_io import write_video
 

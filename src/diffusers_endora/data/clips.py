@@ -39,6 +39,7 @@ from .video_io import (
     read_frames,
     read_image,
     read_video_info,
+    walk_folders,
 )
 
 logger = logging.getLogger(__name__)
@@ -163,27 +164,18 @@ def _centre(size: int, cropped: int) -> int:
 def find_videos(root: str | os.PathLike[str]) -> tuple[list[Path], int]:
     """Videos below a folder: video files, and folders of frames. Sub-folders and links are followed.
 
-    A folder of frames directly contains images and no video; images beside videos are taken for thumbnails. Hidden
-    files and folders (`.DS_Store`, `._00001.mp4`) and `__MACOSX` are ignored.
+    A folder of frames directly contains images and no video; images beside videos are taken for thumbnails.
 
     Returns:
-        Paths in natural order, and the number of files that are neither a video nor a frame of one.
+        Paths in natural order, and the number of visible files that are neither a video nor a frame of one.
     """
     videos: list[Path] = []
     num_ignored = 0
-    visited: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:  # a link that leads back
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
-        seen = [name for name in files if not name.startswith(".")]
-        in_folder = [Path(folder, name) for name in seen if name.lower().endswith(VIDEO_EXTENSIONS)]
-        num_frames = sum(name.lower().endswith(IMAGE_EXTENSIONS) for name in seen)
+    for folder, files in walk_folders(root):
+        in_folder = [folder / name for name in files if name.lower().endswith(VIDEO_EXTENSIONS)]
+        num_frames = sum(name.lower().endswith(IMAGE_EXTENSIONS) for name in files)
         if not in_folder and num_frames:
-            videos.append(Path(folder))
+            videos.append(folder)
             num_ignored += len(files) - num_frames
         else:
             videos += in_folder
@@ -606,7 +598,7 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         return [_Source(str(path), path, self._folder_label(path, root)) for path in paths]
 
     def _found_still_images(self, root: Path) -> list[_Source]:
-        paths = [path for folder, _, _ in os.walk(root, followlinks=True) for path in list_images(folder)]
+        paths = [path for folder, _ in walk_folders(root) for path in list_images(folder)]
         if not paths:
             raise ValueError(
                 f"{root}: expected a folder with still images ({', '.join(IMAGE_EXTENSIONS)}), found none"

@@ -249,6 +249,28 @@ def read_image(path: PathName) -> np.ndarray:
     raise VideoError(f"{path}: cannot be read as an image ({reason})")
 
 
+def walk_folders(root: str | os.PathLike[str]) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those below it, each with its visible files: real folders first, then links, each folder once.
+
+    A folder with several names has the one without a link, or of links the first that is met. Hidden names
+    (`.DS_Store`, `._00001.mp4`) and `__MACOSX` are left out.
+    """
+    visited = set()
+    starts = [Path(root)]
+    while starts:
+        links = []
+        for folder, subfolders, files in (step for start in starts for step in os.walk(start)):
+            real = os.path.realpath(folder)
+            if real in visited:
+                subfolders.clear()
+                continue
+            visited.add(real)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
+            links += [path for name in subfolders if (path := Path(folder, name)).is_symlink()]
+            yield Path(folder), sorted(name for name in files if not name.startswith("."))
+        starts = links
+
+
 def list_images(folder: PathName) -> list[Path]:
     """Image files directly in `folder`, in natural order (`2.png` before `10.png`); hidden files are left out."""
     with os.scandir(folder) as entries:

@@ -389,6 +389,37 @@ def test_broken_videos_are_left_out_one_by_one(config, tmp_path, caplog):
     assert all("cannot be read as a video" in message for message in left_out)
 
 
+def test_what_is_left_out_is_said_again_where_rows_come_from_the_cache(tmp_path, caplog):
+    root = write_tree("colonoscopic", "endo_fm", tmp_path / "raw")
+    write(root / "00002.mp4", b"this is no video")
+    write(root / "notes.txt", b"")
+    said = []
+    for _ in range(2):
+        caplog.clear()
+        rows = load_corpus("colonoscopic", data_dir=root, cache_dir=tmp_path / "cache")
+        assert rows["video_id"][:] == ["00001", "00003", "00004", "00005"]
+        said.append(sorted(r.getMessage() for r in caplog.records if "left out" in r.getMessage()))
+    assert len(said[0]) == 2
+    assert said[1] == [said[0][1], "left out of train, as they cannot be read: 00002.mp4"]
+
+
+def test_rows_are_the_same_in_one_process_and_two(tmp_path):
+    options = {"num_videos": 4, "num_frames": 2, "height": 16, "width": 16}
+    one, two = (load_corpus("phantom", cache_dir=tmp_path / str(n), num_proc=n, **options)[:] for n in (1, 2))
+    assert one == two
+    assert len(one["video_id"]) == 4
+
+
+def test_an_error_while_rows_are_made_is_one_sentence(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(corpus_class("colonoscopic"), "write_rows", full)
+    root = write_tree("colonoscopic", "endo_fm", tmp_path / "raw")
+    with pytest.raises(ValueError, match="colonoscopic: its rows could not be made: .*No space left on device"):
+        load_corpus("colonoscopic", data_dir=root, cache_dir=tmp_path / "cache")
+
+
 def test_a_video_that_breaks_off_gives_no_clips(tmp_path):
     builder = corpus_class("colonoscopic")
     root = write_tree("colonoscopic", "endo_fm", tmp_path / "raw", num_frames=60)

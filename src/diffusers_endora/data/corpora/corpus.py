@@ -32,6 +32,7 @@ from ..video_io import (
     list_images,
     natural_order,
     read_video_info,
+    walk_folders,
 )
 
 logger = logging.getLogger(__name__)
@@ -451,25 +452,8 @@ def other_files(data_dir: Path, known: list[Path], reasons: dict[str, str] | Non
 
 
 def walk(data_dir: Path) -> list[Path]:
-    """Files below a folder in natural order; links are followed, loops and hidden names left out.
-
-    A folder with several names has the one without a link, or of links the first that is met.
-    """
-    visited = set()
-    found = []
-    starts = [data_dir]
-    while starts:
-        links = []
-        for folder, subfolders, files in (step for start in starts for step in os.walk(start)):
-            real = os.path.realpath(folder)
-            if real in visited:
-                subfolders.clear()
-                continue
-            visited.add(real)
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
-            found += [Path(folder, name) for name in files if not name.startswith(".")]
-            links += [path for name in subfolders if (path := Path(folder, name)).is_symlink()]
-        starts = links
+    """Files below a folder in natural order, see `walk_folders`."""
+    found = [folder / name for folder, files in walk_folders(data_dir) for name in files]
     return sorted(found, key=lambda path: natural_order(path.relative_to(data_dir).as_posix()))
 
 
