@@ -416,7 +416,7 @@ def test_an_error_while_rows_are_made_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(corpus_class("colonoscopic"), "write_rows", full)
     root = write_tree("colonoscopic", "endo_fm", tmp_path / "raw")
-    with pytest.raises(ValueError, match="colonoscopic: its rows could not be made: .*No space left on device"):
+    with pytest.raises(ValueError, match=r"colonoscopic: its rows could not be made: .*No space left on device"):
         load_corpus("colonoscopic", data_dir=root, cache_dir=tmp_path / "cache")
 
 
