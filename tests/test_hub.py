@@ -14,6 +14,7 @@ ARGUMENTS = {
     "preset": "xl-2",
     "num_frames": 16,
     "frame_interval": None,
+    "window": 48,
     "resolution": 128,
     "num_still_images": 8,
     "train_batch_size": 5,

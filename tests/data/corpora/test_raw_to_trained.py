@@ -9,9 +9,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderTiny
-from trees import LAYOUTS, write_tree
+from trees import LAYOUTS, read_tree, write_tree
 
 from diffusers_endora import ClipDataset, EndoraPipeline
+from diffusers_endora.data.clips import find_videos
 from diffusers_endora.data.corpora.prepare import prepare_corpus
 
 SCRIPT = Path(__file__).resolve().parents[3] / "examples" / "train_endora.py"
@@ -82,8 +83,11 @@ def test_prepared_loaded_streamed_and_trained_on(corpus, layout, config_name, va
 def test_trained_on_the_raw_folder(corpus, layout, vae, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     raw = write_tree(corpus, layout, tmp_path / "raw")
-    train(vae, tmp_path / "as_videos", "--train_data_dir", raw)
-    train(vae, tmp_path / "as_corpus", "--dataset_name", corpus, "--train_data_dir", raw)
+    num_videos = len(find_videos(raw)[0])
+    assert f": {num_videos} videos" in train(vae, tmp_path / "as_videos", "--train_data_dir", raw)
+    num_train = sum(video.split == "train" for video in read_tree(corpus, raw).videos)
+    card = train(vae, tmp_path / "as_corpus", "--dataset_name", corpus, "--train_data_dir", raw)
+    assert f": {num_train} videos" in card
 
 
 def test_trained_on_the_prepared_phantom(vae, tmp_path, monkeypatch):
