@@ -163,7 +163,7 @@ def test_videos_and_folders_of_frames_are_found_among_other_files(tmp_path):
     assert [v.relative_to(tmp_path).as_posix() for v in videos] == [
         "deep/er/NBI.avi", "deep/WL.mkv", "frames", "video2.MP4", "video10.mp4",
     ]  # fmt: skip
-    assert num_ignored == 5  # two .DS_Store, the thumbnail, the list, the resource fork
+    assert num_ignored == 2  # the thumbnail and the list; hidden files do not count
 
 
 # --- items -----------------------------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_broken_and_short_files_are_reported_once_and_left_out(tmp_path, caplog)
         dataset = ClipDataset(tmp_path, resolution=8)
         for index in range(16):
             assert origins(dataset[index]["video"])[0][0] == 7
-    assert (dataset.num_videos, dataset.num_broken, dataset.num_ignored_files) == (1, 3, 2)
+    assert (dataset.num_videos, dataset.num_broken, dataset.num_ignored_files) == (1, 3, 1)
     assert dataset.too_short == {str(tmp_path / "short.mkv"): 15}
     assert sorted(Path(name).name for name in dataset.broken_files) == ["cut.mp4", "empty.mp4", "text.mp4"]
     assert all("cannot be read as a video (" in reason for reason in dataset.broken_files.values())

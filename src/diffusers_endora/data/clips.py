@@ -351,7 +351,7 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         total_frames: frames in the usable videos.
         class_names: names of the labels, or None.
         too_short: name -> number of frames, of the videos that are shorter than a clip.
-        num_ignored_files: files in the folder that belong to no video.
+        num_ignored_files: visible files in the folder that belong to no video.
         num_unlabelled: rows that are left out because they have no label.
 
     Raises:

@@ -400,7 +400,7 @@ def test_what_is_left_out_is_said_again_where_rows_come_from_the_cache(tmp_path,
         assert rows["video_id"][:] == ["00001", "00003", "00004", "00005"]
         said.append(sorted(r.getMessage() for r in caplog.records if "left out" in r.getMessage()))
     assert len(said[0]) == 2
-    assert said[1] == [said[0][1], "left out of train, as they cannot be read: 00002.mp4"]
+    assert said[1] == ["left out of train, as they cannot be read: 00002.mp4", said[0][1]]
 
 
 def test_rows_are_the_same_in_one_process_and_two(tmp_path):

@@ -216,12 +216,19 @@ def test_ctrl_c(raw, tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, "-m", "diffusers_endora.cli", "prepare", "colonoscopic", "--data_dir", str(raw)]
     command += ["--output_dir", str(output), "--transcode", "40", "--quality", "lossless", "--num_proc", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not finished_units(output):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    for _ in range(5):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and not finished_units(output):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)  # a busy machine may have let it come to its end
+        is_in_time = 0 < len(finished_units(output)) < 12
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate(timeout=60)
+        if is_in_time:
+            break
+        shutil.rmtree(output, ignore_errors=True)
+    assert process.returncode == 130, err
     assert "Traceback" not in err
     assert err.endswith("interrupted; the same command goes on where it stopped\n")
     assert not output.exists()
