@@ -319,7 +319,7 @@ def test_a_datasets_dataset(decode, tmp_path):
     assert len(ClipDataset(datasets.DatasetDict(train=rows), resolution=8)) == 48
     with pytest.raises(ValueError, match=r"split='test': expected one of train"):
         ClipDataset(datasets.DatasetDict(train=rows), split="test")
-    for bad in ({"video": videos}, {}, iter(videos), 3, ["a.mp4"], [1, 2], np.zeros((2, 3)), [{}, "a.mp4"]):
+    for bad in ({"video": videos}, {}, iter(videos), 3, ["a.mp4"], [1, 2], np.zeros((2, 3)), [{}, "a.mp4"], [None]):
         with pytest.raises(ValueError, match=r"expected a folder, the id of a dataset, .* or a list of dicts"):
             ClipDataset(bad)
 

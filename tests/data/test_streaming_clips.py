@@ -208,7 +208,7 @@ def test_a_state_of_another_set_up_is_refused(stream):
     interrupted = dataset()
     next(iter(interrupted))
     state = interrupted.state_dict()
-    others = {"seed": 1, "shuffle_buffer": 5, "clips_per_video": 2, "fixed_offsets": True}
+    others = {"seed": 1, "shuffle_buffer": 5, "clips_per_video": 2, "fixed_offsets": True, "window": 20}
     for name, value in others.items():
         with pytest.raises(ValueError, match=f"state_dict: was taken with {name} .*, and it is {value} now"):
             dataset(**{name: value}).load_state_dict(state)
@@ -315,8 +315,8 @@ def test_fixed_clips_are_shared_without_loss(rows, num_processes, broken):
 @pytest.mark.parametrize("dispatch_batches", [True, False])
 def test_rows_are_not_shared_out_twice(stream, dispatch_batches):
     dataset = ClipDataset(stream, **SIZE).split_among_processes(2, 0)
-    for num_workers in (0, 1):
-        loader = DataLoader(dataset, num_workers=num_workers)
+    for options in ({}, {"num_workers": 1}, {"num_workers": 1, "multiprocessing_context": "spawn"}):
+        loader = DataLoader(dataset, **options)
         options = {"num_processes": 2, "process_index": 0, "dispatch_batches": dispatch_batches}
         prepared = prepare_data_loader(loader, torch.device("cpu"), put_on_device=True, **options)
         with pytest.raises(ValueError, match=r"Accelerator.prepare does it once more"):
@@ -463,6 +463,27 @@ def test_a_stream_whose_generator_cannot_be_copied(rows):
     iterator.close()
     dataset.load_state_dict(state)
     assert drawn(dataset) == clips[4:]
+
+
+def test_a_stand_in_leaves_the_place_of_a_stream_without_copy(rows):
+    def generate(lock):  # held for a row alone, as the stand-in is read meanwhile
+        for i, row in enumerate(rows):
+            with lock:
+                row = {"video": {"path": "absent.mkv", "bytes": b"-"} if i in (2, 4) else row["video"]}
+            yield row
+
+    stream = datasets.IterableDataset.from_generator(generate, gen_kwargs={"lock": threading.Lock()})
+    dataset = ClipDataset(stream, shuffle_buffer=1, **SIZE)
+    states = [dataset.state_dict()]
+    clips = []
+    for item in dataset:
+        clips += drawn([item])
+        states.append(dataset.state_dict())
+    assert [clip[0][0] for clip in clips] == [0, 1, 0, 3, 0, 5, 6, 7, 8, 9]
+    for position, state in enumerate(states):
+        resumed = ClipDataset(stream, shuffle_buffer=1, **SIZE)
+        resumed.load_state_dict(state)
+        assert drawn(resumed) == clips[position:], position
 
 
 def test_a_block_is_limited_in_bytes(stream, monkeypatch):

@@ -152,9 +152,10 @@ def open_source(source: Any, split: str | None, streaming: bool) -> Any:
         return source.to_iterable_dataset()
     if not hasattr(source, "features"):
         is_list = not isinstance(source, dict) and hasattr(source, "__len__") and hasattr(source, "__getitem__")
-        first = next((row for row in source if not isinstance(row, dict)), None) if is_list else None
-        if not is_list or first is not None:
-            of_what = f" of {type(first).__name__}" if is_list else ""
+        others = (type(row).__name__ for row in source if not isinstance(row, dict)) if is_list else iter([""])
+        other = next(others, None)
+        if other is not None:
+            of_what = f" of {other}" if is_list else ""
             raise ValueError(
                 f"source is a {type(source).__name__}{of_what}: expected a folder, the id of a dataset, a "
                 "datasets.Dataset or IterableDataset, or a list of dicts"

@@ -46,13 +46,14 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
 
     **Resuming.** `state_dict` says where the iteration is, at any moment, and after `load_state_dict` it goes on with
     the very next item, given the same seed, options, shards and numbers of workers and processes. `StatefulDataLoader`
-    calls both in its workers. A stream on which `shuffle` was called is read again from its beginning, as `datasets`
-    does not keep its buffer.
+    calls both in its workers. A stream on which `shuffle` was called, whose buffer `datasets` does not keep, or whose
+    generator's arguments have no copy is read again from its beginning.
 
     **Broken rows.** Another row of the block takes the place of one that cannot be read or is too short, with another
-    clip of its own; where a block has none, the stream's first usable row. Each is logged, and counted once an epoch
-    in `num_broken` or `num_too_short`. With `fixed_offsets` nothing takes their place, and damage that shows when
-    frames are decoded is an error.
+    clip of its own; where a block has none, the first usable row of the stream, or of a data worker's shards; where
+    these have none, it is an error with several processes, as they would no longer have equally many items. Each is
+    logged, and counted once an epoch in `num_broken` or `num_too_short`. With `fixed_offsets` nothing takes their
+    place, and damage that shows when frames are decoded is an error.
 
     Args:
         source, split, num_frames, resolution, frame_interval, window, num_still_images, horizontal_flip, antialias,
@@ -64,7 +65,7 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
         class_names: names of the labels, where the stream's features state them, else None.
 
     Raises:
-        ValueError: an argument is not as described; while iterating, there is no usable row at all.
+        ValueError: an argument is not as described; while iterating, there is no usable row (see above).
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
         self._columns = choose_columns(stream.features, class_labels, video_column, label_column)
         self.class_names = self._columns.class_names
         self._stream = undecoded(stream, self._columns) if stream.features else stream
-        self._keeps_place = not _shuffles(getattr(stream, "_ex_iterable", None))
+        self._keeps_place = not _shuffles(getattr(stream, "_ex_iterable", None)) and _has_copy(self._stream)
         self._process_index, self._num_processes = 0, 1
         self._position: dict[str, Any] | None = None  # where the running iteration is
         self._resume_at: dict[str, Any] | None = None
@@ -181,6 +182,7 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
         epoch, number, first, turn = (position[name] for name in ("epoch", "block", "item", "turn"))
         has_item = number > 0 or first > 0
         self._stand_in: _Row | None = None
+        self._has_stand_in: bool | None = None  # None: not looked for
         stream = self._fresh_stream(epoch)
         skipped = 0
         if position["stream"] is not None:
@@ -223,8 +225,16 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
 
     def _set_up(self) -> dict[str, Any]:
         """What else decides which item is the next."""
-        names = ("seed", "shuffle_buffer", "clips_per_video", "fixed_offsets")
-        of_stream = {"num_shards": getattr(self._stream, "num_shards", None)}
+        names = (
+            "seed",
+            "shuffle_buffer",
+            "clips_per_video",
+            "fixed_offsets",
+            "num_frames",
+            "window",
+            "frame_interval",
+        )
+        of_stream = {"num_shards": getattr(self._stream, "num_shards", None), "label_column": self._columns.label}
         return {name: getattr(self, name) for name in names} | {"num_processes": self._num_processes} | of_stream
 
     @staticmethod
@@ -232,6 +242,10 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
         for name, value in now.items():
             if was.get(name) != value:
                 raise ValueError(f"state_dict: was taken with {name} {was.get(name)}, and it is {value} now")
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_shared_out_once()  # on the way to a spawned data worker, which cannot see it
+        return self.__dict__
 
     def _check_shared_out_once(self) -> None:
         accelerate_state = sys.modules.get("accelerate.state")
@@ -246,10 +260,7 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
 
     def _fresh_stream(self, epoch: int) -> Any:
         """A copy at its beginning, as a stream remembers for good where it was told to start."""
-        try:
-            stream = copy.deepcopy(self._stream)
-        except TypeError:  # a generator's arguments may have no copy
-            stream = copy.copy(self._stream)
+        stream = copy.deepcopy(self._stream) if _has_copy(self._stream) else copy.copy(self._stream)
         stream.set_epoch(0 if self.fixed_offsets else epoch)  # datasets shuffles the shards by the epoch
         return stream
 
@@ -360,8 +371,9 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
         yield block[i]
         others = np.random.default_rng((*entropy, 0)).permutation(len(block))
         yield from (block[j] for j in others.tolist() if j != i)
-        if self._stand_in is None:
+        if self._has_stand_in is None:
             self._stand_in = next(filter(self._is_usable, self._beginning(epoch)), None)
+            self._has_stand_in = self._stand_in is not None
         if self._stand_in is not None:
             yield from [self._stand_in] * _MAX_DRAWS
 
@@ -447,6 +459,15 @@ def _worker() -> list[int]:
     """Number of this data worker and of all of them."""
     worker = get_worker_info()
     return [0, 0] if worker is None else [worker.id, worker.num_workers]
+
+
+def _has_copy(stream: Any) -> bool:
+    """Whether a stream can be copied with all that it reads, which a lock among a generator's arguments cannot."""
+    try:
+        copy.deepcopy(stream)
+    except TypeError:
+        return False
+    return True
 
 
 def _shuffles(examples: Any) -> bool:

@@ -217,7 +217,14 @@ def test_ctrl_c(raw, tmp_path):
     command = [sys.executable, "-m", "diffusers_endora.cli", "prepare", "colonoscopic", "--data_dir", str(raw)]
     command += ["--output_dir", str(output), "--transcode", "40", "--quality", "lossless", "--num_proc", "1"]
     for _ in range(5):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # What a shell starts in the background ignores SIGINT
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         while process.poll() is None and not finished_units(output):
             time.sleep(0.001)
         process.send_signal(signal.SIGSTOP)  # a busy machine may have let it come to its end

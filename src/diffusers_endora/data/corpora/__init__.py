@@ -11,6 +11,7 @@
 import importlib
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def load_corpus(
 ) -> "datasets.Dataset":
     """A split of a corpus, from its raw folder or rendered; kept in the cache of `datasets` for the next time.
 
-    What is left out is logged, also where the rows come from the cache.
+    What is left out or doubtful is logged, also where the rows come from the cache.
 
     Args:
         num_proc: processes that make the rows; None: one per core, where there are several videos for each.
@@ -79,12 +80,15 @@ def load_corpus(
     found = builder.read_folder(folder, builder.config)
     is_cached = bool(builder.info.splits)
     for rejection in found.rejected if is_cached else []:  # else the builder logs it
-        logger.warning("left out: %s: %s", rejection.source, rejection.reason)
+        logger.warning("%s: %s", rejection.source, rejection.reason)
     num_proc = num_proc or min(num_cores(), len(found.videos) // _VIDEOS_PER_PROCESS)
     try:
         builder.download_and_prepare(num_proc=num_proc if num_proc > 1 else None)
     except DatasetGenerationError as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        # From another process the cause comes as the text of a traceback, in which the first error is the cause
+        lines = str(error.__cause__ or error).splitlines()
+        errors = [match[1] for line in lines if (match := re.match(r"[\w.]+(?:Error|Exception): (.+)", line))]
+        reason = errors[0] if errors else " ".join(lines)
         raise ValueError(f"{name}: its rows could not be made: {reason}") from error
     splits = [of_rows for of_rows, info in (builder.info.splits or {}).items() if info.num_examples]
     if not splits:

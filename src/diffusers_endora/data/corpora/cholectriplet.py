@@ -329,12 +329,17 @@ def check_mapping(file: Path) -> None:
 
 
 def names_of_categories(categories: Any) -> list[tuple[Any, Any, Any]]:
-    """Kind, id and name of the `categories` of a json: a list, as documented, or an object, as met by others."""
-    if isinstance(categories, dict):
-        objects = [(kind, named) for kind, named in categories.items() if isinstance(named, dict)]
-        return [(kind, i, name) for kind, named in objects for i, name in named.items()]
-    entries = [entry for entry in categories if isinstance(entry, dict)] if isinstance(categories, list) else []
-    return [(entry.get("supercategory"), entry.get("id"), entry.get("name")) for entry in entries]
+    """Kind, id and name of the `categories` of a json.
+
+    An object by kind, as met by others; a list of such objects, as documented; or a list of ids with their names.
+    """
+    entries = categories if isinstance(categories, list) else [categories]
+    found = []
+    for entry in (entry for entry in entries if isinstance(entry, dict)):
+        found.append((entry.get("supercategory"), entry.get("id"), entry.get("name")))
+        by_kind = [(kind, named) for kind, named in entry.items() if isinstance(named, dict)]
+        found += [(kind, i, name) for kind, named in by_kind for i, name in named.items()]
+    return found
 
 
 def check_names(file: Path, named: Iterable[tuple[Any, Any, Any]]) -> None:

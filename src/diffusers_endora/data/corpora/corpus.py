@@ -343,7 +343,7 @@ class CorpusBuilder(datasets.GeneratorBasedBuilder):
         data_dir = None if self.config.data_dir is None else Path(self.config.data_dir)
         found = self.read_folder(data_dir, self.config)
         for rejection in found.rejected:
-            logger.warning("left out: %s: %s", rejection.source, rejection.reason)
+            logger.warning("%s: %s", rejection.source, rejection.reason)
         by_split = {split: [video for video in found.videos if video.split == split] for split in SPLITS}
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"videos": videos})

@@ -442,7 +442,7 @@ def report(prepared: Prepared, say: Callable[[str], None]) -> None:
     for line in (*[f"note: {note}" for note in prepared.notes], *summary_lines(summary)):
         say(line)
     if prepared.rejected:
-        say(f"left out: {len(prepared.rejected)}, all in {prepared.output_dir / REJECTED}")
+        say(f"left out or doubtful: {len(prepared.rejected)}, all in {prepared.output_dir / REJECTED}")
         for rejection in prepared.rejected[:5]:
             say(f"  {rejection.source}: {rejection.reason}")
     state = "was there already" if prepared.took is None else f"written in {prepared.took:.1f} seconds"
