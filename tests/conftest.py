@@ -1,10 +1,13 @@
 """Fixtures shared by the tests: official numbers, real clips and a real VAE, where they are at hand."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from diffusers_endora import cli
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -40,3 +43,21 @@ def official_checkpoint():
 def shared_file():
     """Returns `relative -> path` into ../shared; the test is skipped where it is absent."""
     return shared_path
+
+
+@pytest.fixture
+def endora(monkeypatch, capsys):
+    """Runs `endora ...` in this process: `endora(*arguments) -> (exit code, stdout, stderr)`."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["endora", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run

@@ -26,24 +26,6 @@ from diffusers_endora.models.original_checkpoint import OriginalExtras
 
 
 @pytest.fixture
-def endora(monkeypatch, capsys):
-    """Runs `endora ...` in this process: `endora(*arguments) -> (exit code, stdout, stderr)`."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["endora", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
-
-
-@pytest.fixture
 def refused(endora):
     """Runs `endora ...`, which has to fail with one line on stderr; returns that line."""
 

@@ -107,7 +107,8 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
         self._columns = choose_columns(stream.features, class_labels, video_column, label_column)
         self.class_names = self._columns.class_names
         self._stream = undecoded(stream, self._columns) if stream.features else stream
-        self._keeps_place = not _shuffles(getattr(stream, "_ex_iterable", None)) and _has_copy(self._stream)
+        self._has_copy = _has_copy(self._stream)
+        self._keeps_place = self._has_copy and not _shuffles(getattr(stream, "_ex_iterable", None))
         self._process_index, self._num_processes = 0, 1
         self._position: dict[str, Any] | None = None  # where the running iteration is
         self._resume_at: dict[str, Any] | None = None
@@ -225,15 +226,8 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
 
     def _set_up(self) -> dict[str, Any]:
         """What else decides which item is the next."""
-        names = (
-            "seed",
-            "shuffle_buffer",
-            "clips_per_video",
-            "fixed_offsets",
-            "num_frames",
-            "window",
-            "frame_interval",
-        )
+        names = ["seed", "shuffle_buffer", "clips_per_video", "fixed_offsets"]
+        names += ["num_frames", "window", "frame_interval"]
         of_stream = {"num_shards": getattr(self._stream, "num_shards", None), "label_column": self._columns.label}
         return {name: getattr(self, name) for name in names} | {"num_processes": self._num_processes} | of_stream
 
@@ -260,7 +254,7 @@ class StreamingClipDataset(ClipSampler, IterableDataset[dict[str, torch.Tensor]]
 
     def _fresh_stream(self, epoch: int) -> Any:
         """A copy at its beginning, as a stream remembers for good where it was told to start."""
-        stream = copy.deepcopy(self._stream) if _has_copy(self._stream) else copy.copy(self._stream)
+        stream = copy.deepcopy(self._stream) if self._has_copy else copy.copy(self._stream)
         stream.set_epoch(0 if self.fixed_offsets else epoch)  # datasets shuffles the shards by the epoch
         return stream
 

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from trees import write_tree
 
-from diffusers_endora import cli
 from diffusers_endora.data.audit.audit import audit_corpus
 from diffusers_endora.data.audit.burned_in_text import LEAST_FRAMES, TextDetector, joined, strokes_crossed
 from diffusers_endora.data.audit.examination import examine, sample_frames, thumbnail
@@ -341,19 +340,12 @@ def test_real_stills_are_scenes_of_their_own(shared_file, tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(endora):
     """Runs `endora audit ...`: `run(*arguments) -> (exit code, stdout, stderr without progress bars)`."""
 
     def run_(*arguments):
-        monkeypatch.setattr(sys, "argv", ["endora", "audit", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        output = capsys.readouterr()
-        return code, output.out, re.sub(r"\r.*video/s\]\n?|\r|.*\?video/s\]", "", output.err)
+        code, out, err = endora("audit", *arguments)
+        return code, out, re.sub(r"\r.*video/s\]\n?|\r|.*\?video/s\]", "", err)
 
     return run_
 

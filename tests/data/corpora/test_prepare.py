@@ -344,18 +344,23 @@ def test_units_that_are_not_whole_are_made_again(raw, tmp_path, monkeypatch):
     assert content_of(tmp_path / "out") == content_of(tmp_path / "at_once")
 
 
-def test_a_source_that_vanishes_while_it_is_read(raw, tmp_path, monkeypatch):
+def do_after_rows_of(video, action, monkeypatch):
+    """Lets `action` happen as soon as the rows of a video are written."""
     builder = preparation.corpus_class("colonoscopic")
     write_rows = builder.write_rows.__func__
-    video = sorted(raw.rglob("*.mp4"))[3]
 
-    def write_and_remove(cls, of, *arguments):
+    def write_and_act(cls, of, *arguments):
         rows = write_rows(cls, of, *arguments)
         if of.path == video:
-            video.unlink()
+            action()
         return rows
 
-    monkeypatch.setattr(builder, "write_rows", classmethod(write_and_remove))
+    monkeypatch.setattr(builder, "write_rows", classmethod(write_and_act))
+
+
+def test_a_source_that_vanishes_while_it_is_read(raw, tmp_path, monkeypatch):
+    video = sorted(raw.rglob("*.mp4"))[3]
+    do_after_rows_of(video, video.unlink, monkeypatch)
     with pytest.raises(ValueError, match=rf"{video.name}: has changed since the preparation began; run it again"):
         prepare_corpus("colonoscopic", raw, tmp_path / "out")
 
@@ -380,17 +385,8 @@ def test_a_source_that_changes_meanwhile(raw, tmp_path, monkeypatch):
 
 
 def test_a_source_that_changes_while_it_is_encoded(raw, tmp_path, monkeypatch):
-    builder = preparation.corpus_class("colonoscopic")
-    write_rows = builder.write_rows.__func__
     video = sorted(raw.rglob("*.mp4"))[3]
-
-    def write_and_change(cls, of, *arguments):
-        rows = write_rows(cls, of, *arguments)
-        if of.path == video:
-            os.utime(video, (1, 1))
-        return rows
-
-    monkeypatch.setattr(builder, "write_rows", classmethod(write_and_change))
+    do_after_rows_of(video, lambda: os.utime(video, (1, 1)), monkeypatch)
     with pytest.raises(ValueError, match="has changed since"):
         prepare_corpus("colonoscopic", raw, tmp_path / "out", short_side=24)
     assert not (tmp_path / "out").exists()
