@@ -5,7 +5,6 @@ https://arxiv.org/abs/2006.11239), v (Salimans & Ho 2022, https://arxiv.org/abs/
 rectified flow (Liu et al. 2022, https://arxiv.org/abs/2209.03003; Esser et al. 2024, https://arxiv.org/abs/2403.03206).
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -24,21 +23,23 @@ def make_scheduler(
         prediction_type: "epsilon" for the noise, as in the official code; "v_prediction" for
             v = sqrt(abar) eps - sqrt(1 - abar) x_0 (Salimans & Ho 2022, section 4); "flow" for the velocity eps - x_0
             of x_t = (1 - sigma) x_0 + sigma eps (Esser et al. 2024, section 2).
-        zero_terminal_snr: rescales the betas such that the last timestep is noise alone, and samples from that timestep
-            on (Lin et al. 2023, https://arxiv.org/abs/2305.08891, algorithm 1 and section 3.3).
+        zero_terminal_snr: rescales the betas such that the last timestep is noise alone, and sampling starts from it
+            (Lin et al. 2023, https://arxiv.org/abs/2305.08891, algorithm 1 and section 3.3).
 
     Raises:
         ValueError: for another prediction type, or for `zero_terminal_snr` with one other than "v_prediction".
     """
     if prediction_type not in ("epsilon", "v_prediction", "flow"):
         raise ValueError(f'prediction_type="{prediction_type}": expected "epsilon", "v_prediction" or "flow".')
-    if zero_terminal_snr and prediction_type != "v_prediction":
-        reason = {
-            "epsilon": "the noise says nothing of the clip where there is nothing but noise",
-            "flow": "flow starts from noise alone as it is",
-        }[prediction_type]
+    if zero_terminal_snr and prediction_type == "epsilon":
         raise ValueError(
-            f'zero_terminal_snr=True with prediction_type="{prediction_type}": {reason}; expected "v_prediction".'
+            'zero_terminal_snr=True with prediction_type="epsilon": where there is nothing but noise, the noise says '
+            'nothing of the clip; expected "v_prediction".'
+        )
+    if zero_terminal_snr and prediction_type == "flow":
+        raise ValueError(
+            'zero_terminal_snr=True with prediction_type="flow": flow starts from nothing but noise as it is; '
+            "expected False."
         )
     if prediction_type == "flow":
         return FlowMatchEulerDiscreteScheduler()
@@ -84,7 +85,17 @@ def sample_timesteps(
     Raises:
         ValueError: for another density, or a `logit_std` that is not positive.
     """
-    raise NotImplementedError
+    if density not in ("uniform", "logit_normal"):
+        raise ValueError(f'density="{density}": expected "uniform" or "logit_normal".')
+    if density == "logit_normal":
+        if not logit_std > 0:
+            raise ValueError(f"logit_std={logit_std}: expected a positive number.")
+        # the normal quantile of a uniform number is a standard normal one; 0 has -inf, whose sigmoid is 0 again
+        uniform = torch.sigmoid(logit_mean + logit_std * torch.special.ndtri(uniform))
+    num_train_timesteps = scheduler.config["num_train_timesteps"]
+    if is_flow(scheduler):
+        return uniform * num_train_timesteps
+    return (uniform * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)  # a sigmoid can round to 1
 
 
 def loss_weights(
@@ -94,5 +105,56 @@ def loss_weights(
     gamma: float = 5.0,
     bias: float = 0.0,
 ) -> torch.Tensor:
-    """The factor `(B,)` of each sample's `DiffusionLoss.mse`."""
-    raise NotImplementedError
+    """The factor of each sample's `DiffusionLoss.mse`, the squared error of what the model predicts.
+
+    The weightings are those of the error of the *noise*, at the signal-to-noise ratio SNR of the timestep: abar over
+    1 - abar, or for flow (1 - sigma)^2 over sigma^2.
+
+    - "none": 1 for what is predicted, whatever it is.
+    - "min_snr": min(1, gamma / SNR), that is min(SNR, gamma) for the error of x_0 (Hang et al. 2023,
+      https://arxiv.org/abs/2303.09556, section 3.4).
+    - "sigmoid": sigmoid(bias - log SNR) (Kingma & Gao 2023, https://arxiv.org/abs/2303.00848; Hoogeboom et al. 2024,
+      https://arxiv.org/abs/2410.19324). Theirs is the weight of an integral over log SNR, for which they also divide
+      by the density of the timesteps on that axis. Here that density is left in, as with "min_snr", of which this is
+      the smooth form at gamma = exp(bias).
+
+    At a known x_t the error of the noise is that of v times sqrt(abar), and that of the velocity times 1 - sigma. The
+    weight of what is predicted is therefore the noise's times that factor squared: min(abar, gamma (1 - abar)) for
+    "min_snr" and v. It is finite everywhere, and 0 where no signal is left: the last timestep of a schedule with zero
+    terminal SNR is trained by "none" alone.
+
+    Args:
+        scheduler: of `make_scheduler`. Its table of abar moves to the device of `timesteps` and stays there.
+        timesteps: `(B,)`, as `sample_timesteps` gives them.
+        weighting: "none", "min_snr" or "sigmoid".
+        gamma: of "min_snr", the SNR above which a timestep counts less; the paper's is 5.
+        bias: of "sigmoid", the log SNR at which a timestep counts half. Smaller values favour the noisy end.
+
+    Returns:
+        `(B,)` floats.
+
+    Raises:
+        ValueError: for another weighting, or a `gamma` that is not positive.
+    """
+    if weighting not in ("none", "min_snr", "sigmoid"):
+        raise ValueError(f'weighting="{weighting}": expected "none", "min_snr" or "sigmoid".')
+    if not gamma > 0:
+        raise ValueError(f"gamma={gamma}: expected a positive number.")
+
+    # 1. The squared coefficients of clip and noise in x_t
+    if is_flow(scheduler):
+        sigma = timesteps / scheduler.config["num_train_timesteps"]
+        signal, noise = (1 - sigma).square(), sigma.square()
+    else:
+        scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(timesteps.device)  # as its `add_noise` does
+        signal = scheduler.alphas_cumprod[timesteps]
+        noise = 1 - signal
+    if weighting == "none":
+        return torch.ones_like(signal)
+
+    # 2. The weight of the noise's error, times `signal` so that nothing is divided by an SNR of 0
+    if weighting == "min_snr":
+        weights = torch.minimum(signal, gamma * noise)
+    else:
+        weights = signal * torch.sigmoid(bias + noise.log() - signal.log())
+    return weights / signal if scheduler.config.get("prediction_type") == "epsilon" else weights
