@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +30,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 PathName: TypeAlias = str | os.PathLike[str]
 VideoSource: TypeAlias = PathName | bytes
@@ -39,6 +40,9 @@ IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 # What write_video writes for each codec; "png" is a folder and has no extension.
 CODEC_EXTENSIONS = {"h264": ".mp4", "ffv1": ".mkv", "png": ""}
+
+# What a file can say about itself in every format that write_video writes: players and image viewers show both.
+METADATA_NAMES = ("title", "comment")
 
 # Containers whose packets carry the time of *display*. Others (AVI, ASF) number packets in decoding order, which is
 # the order of display only where the codec does not reorder frames.
@@ -648,8 +652,15 @@ def _picture(frame: VideoFrame, index: _FrameIndex, name: str) -> np.ndarray:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write_video(path: PathName, frames: np.ndarray, fps: float, codec: str = "h264", crf: int = 17) -> Path:
-    """Write a clip; the same frames always give the same bytes.
+def write_video(
+    path: PathName,
+    frames: np.ndarray,
+    fps: float,
+    codec: str = "h264",
+    crf: int = 17,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a clip; the same frames and metadata always give the same bytes.
 
     | codec | file | quality |
     |---|---|---|
@@ -669,6 +680,8 @@ def write_video(path: PathName, frames: np.ndarray, fps: float, codec: str = "h2
         fps: frames per second, positive.
         codec: `"h264"`, `"ffv1"` or `"png"`.
         crf: quality of H.264, 0 (best) to 51.
+        metadata: `title` and `comment` of the file, or of each image; `synthetic_metadata` makes those of a generated
+            clip.
 
     Returns:
         `path`.
@@ -685,6 +698,9 @@ def write_video(path: PathName, frames: np.ndarray, fps: float, codec: str = "h2
         raise ValueError(f"codec={codec!r}: expected one of {', '.join(map(repr, CODEC_EXTENSIONS))}")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf={crf}: expected 0 to 51")
+    metadata = metadata or {}
+    if unknown := sorted(set(metadata) - set(METADATA_NAMES)):  # FFmpeg would drop them and say nothing
+        raise ValueError(f"metadata {unknown[0]!r}: expected {' or '.join(map(repr, METADATA_NAMES))}")
     extension = path.suffix.lower()
     if codec == "png" and extension in VIDEO_EXTENSIONS + IMAGE_EXTENSIONS:
         raise ValueError(f"{path}: codec 'png' writes a folder of images; expected a name without {extension!r}")
@@ -694,10 +710,13 @@ def write_video(path: PathName, frames: np.ndarray, fps: float, codec: str = "h2
     with written_atomically(path) as temporary:
         if codec == "png":
             temporary.mkdir()
+            text = PngInfo()
+            for name, value in metadata.items():
+                text.add_itxt(name.capitalize(), value)  # the keywords of the PNG specification
             for i, frame in enumerate(frames):
-                Image.fromarray(frame).save(temporary / f"{i:06d}.png")
+                Image.fromarray(frame).save(temporary / f"{i:06d}.png", pnginfo=text)
         else:
-            _encode(temporary, frames, fps, codec, crf, path)
+            _encode(temporary, frames, fps, codec, crf, metadata, path)
     return path
 
 
@@ -733,7 +752,9 @@ def written_atomically(path: Path) -> Iterator[Path]:
         raise
 
 
-def _encode(temporary: Path, frames: np.ndarray, fps: float, codec: str, crf: int, path: Path) -> None:
+def _encode(
+    temporary: Path, frames: np.ndarray, fps: float, codec: str, crf: int, metadata: Mapping[str, str], path: Path
+) -> None:
     height, width = frames.shape[1:3]
     if codec == "ffv1":
         pixel_format, options = "bgr0", {"g": "1"}
@@ -746,6 +767,7 @@ def _encode(temporary: Path, frames: np.ndarray, fps: float, codec: str, crf: in
         muxer_options["movflags"] = "+faststart"  # plays while it loads
     try:
         with av.open(str(temporary), "w", options=muxer_options) as container:
+            container.metadata.update(metadata)
             stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1_000_000), options=options)
             assert isinstance(stream, VideoStream)
             context = stream.codec_context
