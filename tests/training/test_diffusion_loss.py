@@ -8,13 +8,26 @@ import torch
 import torch.nn as nn
 from diffusers import DDPMScheduler
 
-from diffusers_endora.training.diffusion_loss import diffusion_loss, variational_bound
+from diffusers_endora.training.diffusion_loss import (
+    bound_tables,
+    diffusion_loss,
+    noisy_latents_and_target,
+    variational_bound,
+)
+from diffusers_endora.training.objective import make_scheduler
 
 SHAPE = (3, 4, 2, 4, 4)  # (B, C, F, h, w)
 
 
-def official_scheduler(num_train_timesteps: int = 1000) -> DDPMScheduler:
-    return DDPMScheduler(num_train_timesteps, beta_start=1e-4, beta_end=0.02, variance_type="learned_range")
+def official_scheduler(num_train_timesteps: int = 1000, **settings) -> DDPMScheduler:
+    return DDPMScheduler(
+        num_train_timesteps, beta_start=1e-4, beta_end=0.02, variance_type="learned_range", **settings
+    )
+
+
+def bound_of(scheduler, prediction, target, variance, latents, timesteps):
+    tables = bound_tables(scheduler, torch.device("cpu"))
+    return variational_bound(target - prediction, variance, latents, timesteps, tables)
 
 
 class FixedDenoiser(nn.Module):
@@ -57,18 +70,31 @@ def test_agrees_with_the_official_loss(golden, official_checkpoint, name, latent
 
 
 @pytest.mark.parametrize("num_train_timesteps", [1000, 50])
-def test_later_terms_are_the_divergence_from_the_true_posterior(normal, num_train_timesteps):
-    scheduler = official_scheduler(num_train_timesteps)
-    latents, noise, eps, variance = normal(), normal(), normal(), normal()
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"prediction_type": "epsilon"},
+        {"prediction_type": "v_prediction"},
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+    ],
+    ids=["epsilon", "v", "zero_snr"],
+)
+def test_later_terms_are_the_divergence_from_the_true_posterior(normal, num_train_timesteps, settings):
+    scheduler = official_scheduler(num_train_timesteps, **settings)
+    latents, noise, prediction, variance = normal(), normal(), normal(), normal()
     timesteps = torch.tensor([1, 17, num_train_timesteps - 1])
-    vb = variational_bound(eps, variance, latents, noise, timesteps, scheduler.betas)
+    _, target = noisy_latents_and_target(latents, noise, timesteps, scheduler)
+    vb = bound_of(scheduler, prediction, target, variance, latents, timesteps)
 
     betas = scheduler.betas.double()
     alphas_cumprod = (1 - betas).cumprod(0)
     for row, t in enumerate(timesteps.tolist()):
         a, a_previous, beta = alphas_cumprod[t], alphas_cumprod[t - 1], betas[t]
         noisy = a.sqrt() * latents[row] + (1 - a).sqrt() * noise[row]
-        predicted_x0 = (noisy - (1 - a).sqrt() * eps[row]) / a.sqrt()
+        if settings["prediction_type"] == "epsilon":
+            predicted_x0 = (noisy - (1 - a).sqrt() * prediction[row]) / a.sqrt()
+        else:
+            predicted_x0 = a.sqrt() * noisy - (1 - a).sqrt() * prediction[row]
         x0_weight = a_previous.sqrt() * beta / (1 - a)  # DDPM eq. 7
         noisy_weight = (1 - beta).sqrt() * (1 - a_previous) / (1 - a)
         posterior_variance = (1 - a_previous) / (1 - a) * beta
@@ -82,11 +108,11 @@ def test_later_terms_are_the_divergence_from_the_true_posterior(normal, num_trai
 
 def test_a_perfect_prediction_diverges_by_its_variance_alone(normal):
     noise = normal()
-    betas = official_scheduler().betas.double()
-    alphas_cumprod = (1 - betas).cumprod(0)
+    scheduler = official_scheduler()
+    alphas_cumprod = (1 - scheduler.betas.double()).cumprod(0)
     timesteps = torch.tensor([1, 500, 999])
     smallest, largest = (
-        variational_bound(noise, torch.full(SHAPE, value), normal(), noise, timesteps, betas) for value in (-1.0, 1.0)
+        bound_of(scheduler, noise, noise, torch.full(SHAPE, value), normal(), timesteps) for value in (-1.0, 1.0)
     )
     torch.testing.assert_close(smallest, torch.zeros(3))
     ratio = (1 - alphas_cumprod[timesteps - 1]) / (1 - alphas_cumprod[timesteps])  # posterior variance over beta
@@ -96,11 +122,12 @@ def test_a_perfect_prediction_diverges_by_its_variance_alone(normal):
 def test_the_first_term_is_a_distribution_over_the_256_values(normal):
     latents = (torch.arange(256) / 127.5 - 1).view(256, 1, 1, 1, 1)
     noise, variance = normal(256, 1, 1, 1, 1), torch.zeros(256, 1, 1, 1, 1)
-    betas = official_scheduler().betas
+    scheduler = official_scheduler()
+    betas = scheduler.betas
     for mean in (-1.0, 0.3, 0.999):
         # the eps whose predicted x_0 is `mean` for every value: x_0 - mean = sqrt(beta / (1 - beta)) (eps - noise)
         eps = noise + (latents - mean) * ((1 - betas[0]) / betas[0]).sqrt()
-        bits = variational_bound(eps, variance, latents, noise, torch.zeros(256, dtype=torch.long), betas)
+        bits = bound_of(scheduler, eps, noise, variance, latents, torch.zeros(256, dtype=torch.long))
         probabilities = 2**-bits
         assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
         assert latents.flatten()[probabilities.argmax()].item() == pytest.approx(mean, abs=1 / 255)
@@ -129,6 +156,54 @@ def test_mse_is_the_mean_over_a_sample(normal):
     noise, eps = normal(), normal()
     loss = diffusion_loss(FixedDenoiser(eps), normal(), torch.tensor([0, 5, 999]), noise, official_scheduler())
     torch.testing.assert_close(loss.mse, torch.stack([(a - b).pow(2).mean() for a, b in zip(eps, noise, strict=True)]))
+
+
+def test_all_parameterisations_score_the_same_noise(normal):
+    """Predictions that mean one and the same eps differ in their errors by the signal's coefficient alone."""
+    latents, noise, eps = normal(), normal(), normal()
+    timesteps = torch.tensor([1, 300, 700])
+    variance = normal()
+    losses = {}
+    for prediction_type in ("epsilon", "v_prediction"):
+        scheduler = make_scheduler(prediction_type)
+        a = scheduler.alphas_cumprod[timesteps].view(3, 1, 1, 1, 1)
+        noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
+        v = (eps - (1 - a).sqrt() * noisy) / a.sqrt()
+        prediction = torch.cat([eps if prediction_type == "epsilon" else v, variance], dim=1)
+        losses[prediction_type] = diffusion_loss(FixedDenoiser(prediction), latents, timesteps, noise, scheduler)
+    torch.testing.assert_close(losses["v_prediction"].mse * a.flatten(), losses["epsilon"].mse)
+    torch.testing.assert_close(losses["v_prediction"].vb, losses["epsilon"].vb, rtol=1e-4, atol=0)
+
+    sigma = torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1, 1, 1)
+    noisy = (1 - sigma) * latents + sigma * noise
+    velocity = FixedDenoiser((eps - noisy) / (1 - sigma))  # eps - x_0 for the x_0 that belongs to eps
+    flow = diffusion_loss(velocity, latents, 1000 * sigma.flatten(), noise, make_scheduler("flow"))
+    torch.testing.assert_close(velocity.hidden_states, noisy)
+    torch.testing.assert_close(flow.mse * (1 - sigma.flatten()) ** 2, losses["epsilon"].mse)
+    assert torch.equal(flow.vb, torch.zeros(3))
+
+
+def test_without_signal_v_is_the_clip_and_velocity_leads_to_it(normal):
+    """At the last timestep with zero terminal SNR x_T is noise alone, and v = -x_0; at sigma = 1 u = x_1 - x_0."""
+    latents, noise = normal(), normal()
+    last = torch.full((3,), 999)
+    model = FixedDenoiser(torch.cat([-latents, normal()], dim=1))
+    loss = diffusion_loss(model, latents, last, noise, make_scheduler("v_prediction", zero_terminal_snr=True))
+    assert torch.equal(model.hidden_states, noise)
+    assert torch.equal(loss.mse, torch.zeros(3))
+    assert loss.vb.isfinite().all()
+    model = FixedDenoiser(noise - latents)
+    loss = diffusion_loss(model, latents, torch.full((3,), 1000.0), noise, make_scheduler("flow"))
+    assert torch.equal(model.hidden_states, noise)
+    assert torch.equal(loss.mse, torch.zeros(3))
+
+
+def test_tables_are_made_once(normal, monkeypatch):
+    scheduler, model = make_scheduler("v_prediction"), FixedDenoiser(normal(3, 8, 2, 4, 4))
+    arguments = (model, normal(), torch.tensor([0, 5, 999]), normal(), scheduler)
+    expected = diffusion_loss(*arguments)
+    monkeypatch.delattr(scheduler, "betas")
+    assert torch.equal(diffusion_loss(*arguments).vb, expected.vb)
 
 
 def test_a_model_without_variance_channels_has_no_bound(normal):
@@ -166,9 +241,13 @@ def test_half_precision_models_are_scored_in_float32(normal):
     [
         ({"noise": torch.zeros(1, 4, 2, 4, 4)}, "noise has shape"),
         ({"timesteps": torch.tensor([1])}, "timesteps has shape"),
-        ({"scheduler": DDPMScheduler(prediction_type="v_prediction")}, 'prediction_type="v_prediction"'),
-        ({"transformer": FixedDenoiser(torch.zeros(3, 7, 2, 4, 4))}, "expected 4 channels of noise, or 8"),
-        ({"transformer": FixedDenoiser(torch.zeros(3, 3, 2, 4, 4))}, "expected 4 channels of noise, or 8"),
+        ({"scheduler": DDPMScheduler(prediction_type="sample")}, 'prediction_type="sample"'),
+        ({"transformer": FixedDenoiser(torch.zeros(3, 7, 2, 4, 4))}, "expected 4 channels, or 8 with"),
+        ({"transformer": FixedDenoiser(torch.zeros(3, 3, 2, 4, 4))}, "expected 4 channels, or 8 with"),
+        (
+            {"transformer": FixedDenoiser(torch.zeros(3, 8, 2, 4, 4)), "scheduler": make_scheduler("flow")},
+            r"expected 4 channels\.",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(normal, changes, message):
