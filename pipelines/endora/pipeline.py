@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from collections.abc import Callable
 from dataclasses import dataclass
-from diffusers import AutoencoderKL, AutoencoderTiny, DDPMParallelScheduler, DDPMScheduler, DiffusionPipeline, FasterCacheConfig
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMParallelScheduler, DDPMScheduler, DiffusionPipeline, FasterCacheConfig, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks import FasterCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.loaders import CogVideoXLoraLoaderMixin, PeftAdapterMixin
@@ -605,8 +605,21 @@ EXAMPLE_DOC_STRING = """
 # The two schedulers whose `step` takes the variance channels that the transformer predicts beside the noise.
 LEARNED_VARIANCE_SCHEDULERS = (DDPMScheduler, DDPMParallelScheduler)
 
+# The schedulers that step through the noise of rectified flow and nothing else.
+FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
+
 # The settings of a scheduler that say how much noise a timestep stands for.
-NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "shift")
+
+# What a denoiser may have been trained to predict.
+PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "flow_prediction": "the velocity of rectified flow"}
+
+
+def prediction_type_of(scheduler: Any) -> str:
+    """What a scheduler steps from: its `prediction_type`, or "flow_prediction" for one of flow alone."""
+    if isinstance(scheduler, FLOW_SCHEDULERS):
+        return "flow_prediction"
+    return scheduler.config.get("prediction_type", "epsilon")
 
 
 class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
@@ -615,8 +628,11 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     Args:
         vae: decodes latents to frames, frame by frame; each VAE's own scaling and shift are used.
         transformer: the denoiser.
-        scheduler: any diffusers scheduler for noise ("epsilon") prediction. The official sampler is
+        scheduler: any diffusers scheduler for what the transformer predicts. The official sampler, for noise, is
             `DDPMScheduler(variance_type="learned_range", clip_sample=False, timestep_spacing="linspace")`, 250 steps.
+            `OtherScheduler.from_config(pipe.scheduler.config)` inherits what the model was trained for.
+        prediction_type: what the transformer was trained to predict: "epsilon", "v_prediction" or "flow_prediction".
+            None takes it from the scheduler. It is saved with the pipeline, which refuses schedulers for another one.
 
     LoRA weights load into the transformer (`load_lora_weights`).
     """
@@ -628,13 +644,15 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         self,
         vae: AutoencoderKL | AutoencoderTiny,
         transformer: EndoraTransformer3DModel,
-        scheduler: KarrasDiffusionSchedulers,
+        scheduler: KarrasDiffusionSchedulers | FlowMatchEulerDiscreteScheduler,
+        prediction_type: str | None = None,
     ):
         super().__init__()
         for model in (vae, transformer):  # a published folder is not to tell where on a disk its parts were made
             if model.config.get("_name_or_path") and Path(model.config["_name_or_path"]).exists():
                 model.register_to_config(_name_or_path=None)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
+        self.register_to_config(prediction_type=prediction_type or prediction_type_of(scheduler))
         blocks = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
         self.vae_scale_factor = 2 ** (len(blocks) - 1)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -642,7 +660,8 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         # default to Stable Diffusion's betas: the noise schedule belongs to the model and has to be handed on.
         unset = scheduler.config.get("_use_default_values", [])
         unset = [name for name in unset if name not in NOISE_SCHEDULE]
-        scheduler.register_to_config(_use_default_values=unset)
+        # With the class's name, as in a loaded config, diffusers does not warn of what another class has no use for.
+        scheduler.register_to_config(_use_default_values=unset, _class_name=type(scheduler).__name__)
 
     @property
     def guidance_scale(self) -> float:
@@ -694,14 +713,17 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     f"{name}={value}: expected a positive multiple of {multiple} pixels, the VAE's factor "
                     f"{self.vae_scale_factor} times the patch size {self.transformer.config.patch_size}."
                 )
+        is_flow = isinstance(self.scheduler, FLOW_SCHEDULERS)
         limit = self.scheduler.config.num_train_timesteps
         if timesteps is None and num_inference_steps > limit:
             raise ValueError(f"{num_inference_steps=}: expected at most {limit}, the timesteps of training.")
         if timesteps is not None:
-            in_range = all(0 <= t < limit for t in timesteps)
+            last = limit if is_flow else limit - 1
+            in_range = all(0 <= t <= last for t in timesteps)
             if len(timesteps) == 0 or not in_range or any(a <= b for a, b in zip(timesteps, timesteps[1:])):  # noqa: B905, RUF007
-                raise ValueError(f"timesteps={timesteps}: expected a falling list of timesteps from 0 to {limit - 1}.")
-            if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+                raise ValueError(f"timesteps={timesteps}: expected a falling list of timesteps from 0 to {last}.")
+            takes_timesteps = "timesteps" in inspect.signature(self.scheduler.set_timesteps).parameters
+            if not takes_timesteps or self.scheduler.config.get("use_flow_sigmas"):
                 raise ValueError(
                     f"{type(self.scheduler).__name__} takes no explicit timesteps; give num_inference_steps instead."
                 )
@@ -755,18 +777,33 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             )
 
     def prepare_scheduler(self) -> None:
-        """Makes the scheduler fit a model of noise (and variance) in latent space, or refuses it by name.
+        """Makes the scheduler fit the model, in latent space, or refuses it by name.
 
         Settings that `from_config` hands on or a constructor presets, and that would spoil a clip, are replaced:
         `variance_type="learned_range"` for a scheduler that takes no variance channels (and back, on the return to
-        DDPM), `clip_sample` and `thresholding`, since latents are not bounded by 1.
+        DDPM), `clip_sample` and `thresholding`, since latents are not bounded by 1, and in a solver made from the
+        config of a flow scheduler, which has no such settings, those that make it one of flow.
 
         Raises:
-            ValueError: for a scheduler that does not step from predicted noise alone, or that needs variance channels
-                which the transformer does not predict.
+            ValueError: for a scheduler that does not step from what the transformer predicts alone, or that needs
+                variance channels which it does not predict.
         """
         scheduler, name = self.scheduler, type(self.scheduler).__name__
         own_settings = inspect.signature(type(scheduler).__init__).parameters  # the config may hold inherited ones
+        prediction_type = self.config.prediction_type
+        is_flow = prediction_type == "flow_prediction"
+        if prediction_type not in PREDICTIONS:
+            raise ValueError(
+                f"{name} cannot sample from Endora with {prediction_type=}: expected one of {', '.join(PREDICTIONS)}."
+            )
+        if is_flow and "use_flow_sigmas" in own_settings and "shift" in scheduler.config:
+            unset = scheduler.config.get("_use_default_values", [])
+            of_flow = {
+                "prediction_type": prediction_type,
+                "use_flow_sigmas": True,
+                "flow_shift": scheduler.config.shift,
+            }
+            scheduler.register_to_config(**{name: value for name, value in of_flow.items() if name in unset})
         settings = {setting: scheduler.config.get(setting) for setting in own_settings}
         step = getattr(type(scheduler), "step", None)
         required = [
@@ -774,38 +811,59 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             for parameter in (inspect.signature(step).parameters.values() if step else ())
             if parameter.default is inspect.Parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ]
+        predicts_variance = self.transformer.config.out_channels == 2 * self.transformer.config.in_channels
 
         # 1. Schedulers for other models
         refusals = {
-            f"it steps from prediction_type={settings.get('prediction_type')!r}": (
-                settings.get("prediction_type") != "epsilon"
+            f"it steps from prediction_type={prediction_type_of(scheduler)!r}": (
+                prediction_type_of(scheduler) != prediction_type
             ),
             "its step is not one from noise to clip": (
                 required != ["self", "model_output", "timestep", "sample"] or "Inverse" in name
             ),
-            "its noise schedule is not one of betas": "beta_start" not in settings or "snr_shift_scale" in settings,
-            "rescale_betas_zero_snr=True starts where predicted noise says nothing of the clip": (
-                settings.get("rescale_betas_zero_snr")
-            ),
-            "use_flow_sigmas=True is for flow matching": settings.get("use_flow_sigmas"),
         }
+        if is_flow:
+            refusals |= {
+                "use_flow_sigmas=False steps through the noise of betas": (
+                    not isinstance(scheduler, FLOW_SCHEDULERS) and not settings.get("use_flow_sigmas")
+                ),
+                "invert_sigmas=True takes noise for clip": settings.get("invert_sigmas"),
+                "the transformer has variance channels, which flow does not": predicts_variance,
+            }
+        else:
+            refusals |= {
+                "its noise schedule is not one of betas": "beta_start" not in settings
+                or "snr_shift_scale" in settings,
+                "rescale_betas_zero_snr=True starts where predicted noise says nothing of the clip": (
+                    settings.get("rescale_betas_zero_snr") and prediction_type == "epsilon"
+                ),
+                "it does not take the rescale_betas_zero_snr=True of the training": (
+                    scheduler.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in settings
+                ),
+                "use_flow_sigmas=True is for flow matching": settings.get("use_flow_sigmas"),
+            }
+        examples = "DDPMScheduler or UniPCMultistepScheduler"
+        if is_flow:
+            examples = "FlowMatchEulerDiscreteScheduler or, with use_flow_sigmas=True, UniPCMultistepScheduler"
         for reason, applies in refusals.items():
             if applies:
                 raise ValueError(
-                    f"{name} cannot sample from Endora, which predicts noise: {reason}. Expected a scheduler for "
-                    "prediction_type='epsilon', such as DDPMScheduler or UniPCMultistepScheduler."
+                    f"{name} cannot sample from Endora, which predicts {PREDICTIONS[prediction_type]}: {reason}. "
+                    f"Expected a scheduler for {prediction_type=}, such as {examples}."
                 )
-        official = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
-        alphas_cumprod = scheduler.alphas_cumprod.cpu()
-        if alphas_cumprod.shape != official.shape or not torch.allclose(alphas_cumprod, official):
-            logger.warning(
-                f"{name} has another noise schedule than Endora's training. Unless this model was trained with it, "
-                'set num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear".'
-            )
+        if not is_flow:
+            rescaled = bool(settings.get("rescale_betas_zero_snr"))
+            official = DDPMScheduler(rescale_betas_zero_snr=rescaled).alphas_cumprod
+            alphas_cumprod = scheduler.alphas_cumprod.cpu()
+            # some schedulers keep 2^-24 where it is 0
+            if alphas_cumprod.shape != official.shape or not torch.allclose(alphas_cumprod, official, atol=1e-7):
+                logger.warning(
+                    f"{name} has another noise schedule than Endora's training. Unless this model was trained with "
+                    'it, set num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear".'
+                )
 
         # 2. Variance channels
         variance_type = scheduler.config.get("variance_type")
-        predicts_variance = self.transformer.config.out_channels == 2 * self.transformer.config.in_channels
         if not isinstance(scheduler, LEARNED_VARIANCE_SCHEDULERS):
             if variance_type in ("learned", "learned_range"):
                 logger.info(f"{name} takes no learned variance: clearing its variance_type={variance_type!r}.")
@@ -857,7 +915,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         """Starting noise `(B, C, F, h, w)` in float32, whatever the precision of the models: one seed, one clip."""
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+        return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow has none
 
     def prepare_labels(self, class_labels: list[int] | None, batch_size: int, device: torch.device):
         """Labels `(B,)`, the null class where none are given, and null classes `(B,)` for guidance.
@@ -910,8 +968,8 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             timesteps: explicit falling timesteps instead of `num_inference_steps`, where the scheduler takes them.
             class_labels: one label per clip, or one int for all. None draws from a class-conditional model
                 unconditionally, by its null class.
-            guidance_scale: classifier-free guidance (Ho & Salimans 2022) on the noise channels; the variance stays
-                the conditional one. 1 is off.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022) on the channels of the noise, v or velocity;
+                the variance stays the conditional one. 1 is off.
             generator: one for the batch, or a list with one per clip, which makes a clip independent of its batch.
             latents: starting noise `(B, C, F, H/8, W/8)` of unit variance, instead of drawing it.
             output_type: "pil", "np", "pt" or "latent"; see `EndoraPipelineOutput`.
@@ -972,6 +1030,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         latents = self.prepare_latents(shape, device, generator, latents)
         labels, null_labels = self.prepare_labels(class_labels, batch_size, device)
         wants_variance = getattr(self.scheduler.config, "variance_type", None) in ("learned", "learned_range")
+        scale_model_input = getattr(self.scheduler, "scale_model_input", lambda latents, timestep: latents)
 
         # 4. Denoising
         with self.progress_bar(total=len(steps)) as progress_bar:
@@ -980,9 +1039,9 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     continue
                 self._current_timestep = timestep
 
-                # 4.1 Noise and variance, the unconditional half of the batch first
+                # 4.1 Prediction and variance, the unconditional half of the batch first
                 guided = self.do_classifier_free_guidance and labels is not None and null_labels is not None
-                model_input = self.scheduler.scale_model_input(latents, timestep)
+                model_input = scale_model_input(latents, timestep)
                 model_input = torch.cat([model_input, model_input]) if guided else model_input
                 with self.transformer.cache_context("cond_uncond" if guided else "cond"):
                     prediction = self.transformer(
@@ -994,9 +1053,8 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     )[0].float()
                 if guided:
                     uncond, prediction = prediction.chunk(2)
-                    uncond_eps, cond_eps = uncond[:, :channels], prediction[:, :channels]
-                    eps = uncond_eps + self.guidance_scale * (cond_eps - uncond_eps)
-                    prediction = torch.cat([eps, prediction[:, channels:]], dim=1)
+                    uncond, cond, variance = uncond[:, :channels], prediction[:, :channels], prediction[:, channels:]
+                    prediction = torch.cat([uncond + self.guidance_scale * (cond - uncond), variance], dim=1)
                 if not wants_variance:
                     prediction = prediction[:, :channels]
 

@@ -1,6 +1,7 @@
 """EndoraPipeline: the official samplers' numbers, every scheduler of diffusers, and what its users expect."""
 
 import contextlib
+import copy
 import inspect
 import io
 
@@ -20,6 +21,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FasterCacheConfig,
     FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
     LCMScheduler,
@@ -34,6 +36,7 @@ from diffusers.utils import logging
 
 from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
 from diffusers_endora.models.original_checkpoint import load_original_checkpoint
+from diffusers_endora.training.objective import make_scheduler
 
 LATENT_SHAPE = (1, 4, 4, 8, 8)  # (B, C, F, h, w)
 SCHEDULERS = sorted(name for name in dir(diffusers) if name.endswith("Scheduler"))
@@ -369,6 +372,195 @@ def test_explicit_timesteps_are_the_ones_the_model_sees(point_pipe, scheduler):
     )
     assert seen == [999, 500, 123, 4]
     torch.testing.assert_close(latents, point_pipe.clip, rtol=0, atol=0.06)
+
+
+# Objectives
+
+
+OBJECTIVES = {
+    "epsilon": make_scheduler("epsilon"),
+    "v": make_scheduler("v_prediction"),
+    "zero_snr": make_scheduler("v_prediction", zero_terminal_snr=True),
+    "flow": make_scheduler("flow"),
+}
+MEAN, STD = 2.0, 0.5
+
+
+class GaussianDenoiser:
+    """The best predictor for clips of independent elements N(MEAN, STD^2); class label c has mean c * MEAN."""
+
+    def __init__(self, objective: str):
+        self.objective = objective
+        self.alphas_cumprod = getattr(OBJECTIVES[objective], "alphas_cumprod", None)
+
+    def __call__(self, hidden_states, timestep, class_labels=None, **kwargs):
+        if self.objective == "flow":
+            s = timestep.double() / 1000
+            a = 1 - s
+        else:
+            timestep = timestep.double().clamp(0, 999)
+            below, above = (self.alphas_cumprod.double()[t.long()] for t in (timestep.floor(), timestep.ceil()))
+            a = torch.lerp(below, above, timestep.frac()).sqrt()
+            s = (1 - a**2).sqrt()
+        mean = MEAN * torch.ones_like(a) if class_labels is None else MEAN * class_labels
+        a, s, mean = (value.view(-1, 1, 1, 1, 1) for value in (a, s, mean))
+        surprise = (hidden_states - a * mean) / (a**2 * STD**2 + s**2)  # Bishop 2006, eq. 2.116
+        x0, eps = mean + a * STD**2 * surprise, s * surprise
+        if self.objective == "flow":
+            return ((eps - x0).float(),)
+        prediction = eps if self.objective == "epsilon" else a * eps - s * x0
+        return (torch.cat([prediction, torch.zeros_like(prediction)], dim=1).float(),)
+
+
+def gaussian_pipe(objective: str, monkeypatch, **config) -> EndoraPipeline:
+    scheduler = copy.deepcopy(OBJECTIVES[objective])
+    pipe = tiny_pipeline(scheduler=scheduler, out_channels=4 if objective == "flow" else 8, **config)
+    monkeypatch.setattr(pipe.transformer, "forward", GaussianDenoiser(objective))
+    return pipe
+
+
+SOLVERS = ["DDIM", "DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [(objective, name) for objective in ("epsilon", "v", "zero_snr") for name in ("DDPM", *SOLVERS)]
+    + [("v", "HeunDiscrete"), ("v", "DEISMultistep")]
+    + [("flow", name) for name in ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete")]
+    + [("flow", name) for name in ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep")],
+)
+def test_the_best_predictor_of_a_gaussian_samples_that_gaussian(monkeypatch, objective, name):
+    pipe = gaussian_pipe(objective, monkeypatch)
+    pipe.scheduler = scheduler_of(f"{name}Scheduler", pipe.scheduler.config)
+    noise = torch.randn(8, *LATENT_SHAPE[1:], generator=seeded(1))
+    latents = generate(pipe, batch_size=8, num_inference_steps=200 if name == "DDPM" else 50, latents=noise)
+    assert latents.mean().item() == pytest.approx(MEAN, abs=0.04)
+    assert latents.std().item() == pytest.approx(STD, abs=0.03)
+    if name != "DDPM":  # the others follow an ordinary differential equation, which stretches the noise
+        torch.testing.assert_close(latents, MEAN + STD * noise, rtol=0, atol=0.13)
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "zero_snr", "flow"])
+def test_guidance_reaches_beyond_the_class_in_what_is_predicted(monkeypatch, objective):
+    """Predictions are linear in the mean: away from the null class at MEAN, a scale of 3 takes class 0 to -2 MEAN."""
+    pipe = gaussian_pipe(objective, monkeypatch, num_classes=1)
+    if objective == "epsilon":
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    arguments = {"num_inference_steps": 100, "class_labels": [0] * 8, "guidance_scale": 3.0}
+    latents = generate(pipe, **arguments)
+    assert latents.mean().item() == pytest.approx(-2 * MEAN, abs=0.06)
+    assert latents.std().item() == pytest.approx(STD, abs=0.03)
+
+
+FLOW_SERVED = {
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
+}
+ZERO_SNR_SERVED = {
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+}
+
+
+@pytest.mark.parametrize(
+    ("objective", "served"), [("v", SERVED), ("zero_snr", ZERO_SNR_SERVED), ("flow", FLOW_SERVED)]
+)
+@pytest.mark.parametrize("name", sorted(SERVED | FLOW_SERVED))
+def test_a_scheduler_made_from_the_pipelines_config_serves_its_objective_or_is_refused(objective, served, name):
+    pipe = tiny_pipeline(scheduler=copy.deepcopy(OBJECTIVES[objective]), out_channels=4 if objective == "flow" else 8)
+    pipe.scheduler = scheduler_of(name, pipe.scheduler.config)
+    if name in served:
+        pipe.prepare_scheduler()
+    else:
+        with pytest.raises(ValueError, match=f"^{name} cannot sample from Endora, which predicts"):
+            pipe.prepare_scheduler()
+
+
+@pytest.mark.parametrize(
+    ("objective", "scheduler", "message"),
+    [
+        ("v", DDIMScheduler(), "predicts v: it steps from prediction_type='epsilon'"),
+        ("v", FlowMatchEulerDiscreteScheduler(), "predicts v: it steps from prediction_type='flow_prediction'"),
+        ("epsilon", FlowMatchEulerDiscreteScheduler(), "predicts noise: it steps from prediction_type='flow_pred"),
+        ("flow", DDPMScheduler(), "predicts the velocity of rectified flow: it steps from prediction_type='epsilon'"),
+        ("flow", UniPCMultistepScheduler(), "it steps from prediction_type='epsilon'"),
+        ("flow", UniPCMultistepScheduler(prediction_type="flow_prediction"), "use_flow_sigmas=False steps through"),
+        ("flow", FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas=True takes noise for clip"),
+    ],
+)
+def test_a_scheduler_for_another_objective_is_refused_by_name(monkeypatch, objective, scheduler, message):
+    pipe = gaussian_pipe(objective, monkeypatch)
+    pipe.scheduler = scheduler
+    with pytest.raises(ValueError, match=f"^{type(scheduler).__name__} cannot sample from Endora, .*{message}"):
+        generate(pipe)
+
+
+def test_flow_has_no_variance_channels():
+    with pytest.raises(ValueError, match="the transformer has variance channels, which flow does not"):
+        generate(tiny_pipeline(scheduler=FlowMatchEulerDiscreteScheduler()))
+
+
+def test_an_objective_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="prediction_type='sample': expected one of epsilon, v_prediction, flow_pred"):
+        generate(tiny_pipeline(scheduler=DDIMScheduler(prediction_type="sample")))
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_a_saved_folder_knows_what_its_model_predicts(monkeypatch, tmp_path, warnings_of_diffusers, objective):
+    pipe = gaussian_pipe(objective, monkeypatch)
+    pipe.save_pretrained(tmp_path)
+    loaded = EndoraPipeline.from_pretrained(tmp_path)
+    assert type(loaded.scheduler) is type(pipe.scheduler)
+    for setting in ("prediction_type", "rescale_betas_zero_snr", "timestep_spacing", "shift"):
+        assert loaded.scheduler.config.get(setting) == OBJECTIVES[objective].config.get(setting)
+    assert loaded.config.prediction_type == pipe.config.prediction_type
+    loaded.prepare_scheduler()
+    assert "noise schedule" not in warnings_of_diffusers.text
+    other = EndoraPipeline.from_pretrained(tmp_path, scheduler=DDIMScheduler(prediction_type="sample"))
+    with pytest.raises(ValueError, match="it steps from prediction_type='sample'"):
+        other.prepare_scheduler()
+
+
+def test_the_shift_of_flow_is_handed_on_and_back():
+    pipe = tiny_pipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), out_channels=4)
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    pipe.prepare_scheduler()
+    assert pipe.scheduler.config.flow_shift == 3
+    back = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    assert back.config.shift == 3
+    pipe.scheduler = UniPCMultistepScheduler.from_config(back.config, flow_shift=2.0)
+    pipe.prepare_scheduler()
+    assert pipe.scheduler.config.flow_shift == 2
+
+
+def test_explicit_timesteps_of_flow(monkeypatch):
+    pipe = gaussian_pipe("flow", monkeypatch)
+    seen = []
+    generate(
+        pipe,
+        timesteps=[1000, 500.5, 20],
+        callback_on_step_end=lambda pipe, step, timestep, inputs: seen.append(timestep.item()) or {},
+    )
+    assert seen == [1000, 500.5, 20]
+    with pytest.raises(ValueError, match="expected a falling list of timesteps from 0 to 1000"):
+        generate(pipe, timesteps=[1001, 500])
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler takes no explicit timesteps"):
+        generate(pipe, timesteps=[900, 500])
 
 
 # Seeds and batches

@@ -19,6 +19,7 @@ SINGLE_FILE = Path(__file__).resolve().parents[2] / "pipelines" / "endora" / "pi
 PUBLISHED_INDEX = {
     "_class_name": "EndoraPipeline",
     "_diffusers_version": diffusers.__version__,
+    "prediction_type": "epsilon",
     "scheduler": ["diffusers", "DDPMScheduler"],
     "transformer": ["diffusers", "EndoraTransformer3DModel"],
     "vae": ["diffusers", "AutoencoderTiny"],
