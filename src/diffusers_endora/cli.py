@@ -536,6 +536,9 @@ def choose_scheduler(
     config = pipeline.scheduler.config
     if name is None:
         return pipeline.scheduler, None
+    is_flow = pipeline.config.prediction_type == "flow_prediction"
+    if name in ("ddpm", "ddim") and is_flow:
+        raise ValueError(f"--scheduler {name}: this model is one of rectified flow; expected dpmsolver++, unipc or euler.")
     if name == "ddpm" or name == "ddim":
         learns_variance = pipeline.transformer.config.out_channels == 2 * pipeline.transformer.config.in_channels
         ddpm = diffusers.DDPMScheduler.from_config(
@@ -557,7 +560,8 @@ def choose_scheduler(
     if name == "unipc":
         return diffusers.UniPCMultistepScheduler.from_config(config), None
     if name == "euler":
-        return diffusers.EulerDiscreteScheduler.from_config(config), None
+        euler = diffusers.FlowMatchEulerDiscreteScheduler if is_flow else diffusers.EulerDiscreteScheduler
+        return euler.from_config(config), None
     raise ValueError(f"--scheduler {name}: expected ddpm, ddim, dpmsolver++, unipc or euler.")
 
 
