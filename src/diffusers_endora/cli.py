@@ -538,7 +538,7 @@ def choose_scheduler(
         return pipeline.scheduler, None
     is_flow = pipeline.config.prediction_type == "flow_prediction"
     if name in ("ddpm", "ddim") and is_flow:
-        raise ValueError(f"--scheduler {name}: this model is one of rectified flow; expected dpmsolver++, unipc or euler.")
+        raise ValueError(f"--scheduler {name}: this model samples by rectified flow; use dpmsolver++, unipc or euler.")
     if name == "ddpm" or name == "ddim":
         learns_variance = pipeline.transformer.config.out_channels == 2 * pipeline.transformer.config.in_channels
         ddpm = diffusers.DDPMScheduler.from_config(
