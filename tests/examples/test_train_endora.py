@@ -21,7 +21,6 @@ from transformers import ViTConfig, ViTModel
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.data.corpora.phantom import Phantom
 from diffusers_endora.data.video_io import read_video_info, write_video
-from diffusers_endora.hub import PUBLISHED_FILES
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_endora.py"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

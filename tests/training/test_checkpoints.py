@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 
+from diffusers_endora.training import checkpoints
 from diffusers_endora.training.checkpoints import find_checkpoint, list_checkpoints, save_checkpoint
 
 
@@ -12,7 +14,7 @@ def write(folder: Path) -> None:
 
 
 def save(output_dir: Path, step: int, save=write, total_limit: int | None = None) -> Path:
-    return save_checkpoint(output_dir, step, save, lambda: None, True, total_limit)
+    return save_checkpoint(output_dir, step, save, PartialState(cpu=True), total_limit)
 
 
 def test_checkpoints_are_listed_by_step_not_by_name(tmp_path):
@@ -46,7 +48,46 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "checkpoint-1" / "old").write_text("")
     save(tmp_path, 1)
-    assert [path.name for path in (tmp_path / "checkpoint-1").iterdir()] == ["weights"]
+    assert sorted(path.name for path in (tmp_path / "checkpoint-1").iterdir()) == ["manifest.json", "weights"]
+
+
+def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    monkeypatch.setattr(checkpoints, "remove", lambda path: path.rename(path.with_name("checkpoint-1.old.partial")) / 0)
+    with pytest.raises(TypeError):  # dies after the old one has gone
+        save(tmp_path, 1)
+    assert list_checkpoints(tmp_path) == []
+    assert find_checkpoint(tmp_path, "latest").name == "checkpoint-1"
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def change_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut_off, change_a_bit, Path.unlink])
+@pytest.mark.parametrize("file", ["weights", "manifest.json"])
+def test_a_damaged_checkpoint_is_never_the_latest(tmp_path, caplog, harm, file):
+    for step in (1, 2):
+        save(tmp_path, step)
+    harm(tmp_path / "checkpoint-2" / file)
+    assert find_checkpoint(tmp_path, "latest").name == "checkpoint-1"
+    assert f"checkpoint-2 is passed over: {'its ' if file != 'weights' else ''}{file}" in caplog.text
+    with pytest.raises(ValueError, match=r"checkpoint-2 is damaged"):
+        find_checkpoint(tmp_path, "checkpoint-2")
+
+
+def test_an_older_checkpoint_stays_where_the_new_one_reads_back_wrong(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    monkeypatch.setattr(checkpoints, "sync_to_disk", lambda path: change_a_bit(path) if path.name == "weights" else 0)
+    with pytest.raises(OSError, match=r"could not be written \(read back from the disk, weights has another hash\)"):
+        save(tmp_path, 2, total_limit=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
 def test_names_that_are_not_there(tmp_path):

@@ -4,9 +4,11 @@ Facts of the official loader are from CUHK-AIM-Group/Endora (`datasets/*_image_d
 `process_data.py`) and Vchitect/Latte (`datasets/video_transforms.py`), on which it builds.
 """
 
+import copy
 import logging
 import math
 import os
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +36,8 @@ from .video_io import (
     VIDEO_EXTENSIONS,
     VideoError,
     VideoSource,
+    content_hash,
+    file_stamps,
     list_images,
     natural_order,
     read_frames,
@@ -433,21 +437,55 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         else:
             found = self._found_in_rows(opened, class_labels, video_column, label_column)
         self._videos = self._usable(found, os.fspath(source) if isinstance(source, str | os.PathLike) else "the rows")
+        self._still_images = [] if still_images is None else self._found_still_images(Path(still_images))
+        self._number_frames()
+
+    def _number_frames(self) -> None:
+        """Everything that follows from which videos there are."""
         self.num_videos = len(self._videos)
         self._first_frame = np.cumsum([0] + [video.num_frames for video in self._videos])  # number within the corpus
         self.total_frames = int(self._first_frame[-1])
-        if fixed_offsets:
+        if self.fixed_offsets:
             self._first_clip = np.cumsum([0] + [self.num_fixed_clips(video.num_frames) for video in self._videos])
-
-        self._still_images = [] if still_images is None else self._found_still_images(Path(still_images))
         self._still_order = np.empty(0, dtype=np.int64)
-        if num_still_images:
-            num_entries = self.total_frames if still_images is None else len(self._still_images)
-            self._still_order = np.random.default_rng(seed).permutation(num_entries)
-
+        if self.num_still_images:
+            num_entries = len(self._still_images) or self.total_frames
+            self._still_order = np.random.default_rng(self.seed).permutation(num_entries)
         # In shared memory: the training process sees which files its data workers found damaged.
         self._is_damaged = torch.zeros(self.num_videos + len(self._still_images), dtype=torch.bool).share_memory_()
         self._damage: dict[int, str] = {}
+
+    def split(self, fraction: float, clips_per_video: int = 1) -> tuple["ClipDataset", "ClipDataset"]:
+        """This dataset without some of its videos, and those videos with `fixed_offsets`: to train, and to hold out.
+
+        Args:
+            fraction: of the videos that is held out, at least one; drawn by `seed`.
+            clips_per_video: clips that a video held out gives.
+
+        Raises:
+            ValueError: a fraction outside (0, 1), or no video is left to train on.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction={fraction}: expected a number between 0 and 1")
+        count = max(1, round(fraction * self.num_videos))
+        if count == self.num_videos:
+            raise ValueError(
+                f"fraction={fraction} holds out all of {self.num_videos} videos: expected some to train on"
+            )
+        order = np.random.default_rng((self.seed, 1)).permutation(self.num_videos)
+        parts = []
+        for chosen in (order[count:], order[:count]):
+            part = copy.copy(self)
+            part._videos = [self._videos[i] for i in sorted(chosen)]
+            part._cache, part._uncached = {}, set()
+            part._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+            parts.append(part)
+        train, held_out = parts
+        held_out.fixed_offsets, held_out.clips_per_video, held_out.horizontal_flip = True, clips_per_video, False
+        held_out._cache_room = 0
+        for part in parts:
+            part._number_frames()
+        return train, held_out
 
     def __len__(self) -> int:
         if self.fixed_offsets:
@@ -455,19 +493,51 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         return self.total_frames if self.epoch_over == "frames" else self.num_videos * self.clips_per_video
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.item(int(self._epoch), index)
+
+    def item(self, epoch: int, index: int) -> dict[str, torch.Tensor]:
+        """Item `index` of an epoch, whichever epoch `set_epoch` chose.
+
+        Raises:
+            IndexError: there is no such item.
+        """
+        parts, item = self._parts(epoch, index, self._pixels, self._still_pixels)
+        clip, *stills = parts
+        return {"video": torch.cat([clip] + [image[None] for image in stills]), **item}
+
+    def item_without_pixels(self, epoch: int, index: int, damaged: Container[int]) -> dict[str, torch.Tensor]:
+        """`item` less `video`, without reading a video: for a training on features of frames that are kept.
+
+        Args:
+            damaged: ids of frames that cannot be decoded; another clip or image takes the place of one with them.
+        """
+
+        def check_clip(i: int, indices: np.ndarray, is_flipped: bool) -> None:
+            self._check_undamaged(self._frame_ids(i, indices, is_flipped), damaged)
+
+        def check_still(entry: int) -> None:
+            self._check_undamaged([3 * entry + 2], damaged)
+
+        return self._parts(epoch, index, check_clip, check_still)[1]
+
+    def _parts(
+        self,
+        epoch: int,
+        index: int,
+        read_clip: Callable[[int, np.ndarray, bool], Any],
+        read_still: Callable[[int], Any],
+    ) -> tuple[list[Any], dict[str, torch.Tensor]]:
+        """What the two functions read of an item, the clip first, and its ids and labels."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index}: expected 0 to {len(self) - 1}")
-        index, epoch = int(index), 0 if self.fixed_offsets else int(self._epoch)
-        clip, frame_ids, label = self._clip(epoch, index)
-        stills = [self._still(epoch, index, slot) for slot in range(self.num_still_images)]
-        item = {
-            "video": torch.cat([clip] + [image[None] for image, _, _ in stills]),
-            "frame_ids": torch.tensor(frame_ids + [still_id for _, still_id, _ in stills]),
-        }
+        index, epoch = int(index), 0 if self.fixed_offsets else epoch
+        clip, frame_ids, label = self._clip(epoch, index, read_clip)
+        stills = [self._still(epoch, index, slot, read_still) for slot in range(self.num_still_images)]
+        item = {"frame_ids": torch.tensor(frame_ids + [still_id for _, still_id, _ in stills])}
         if self.class_names is not None:
             labels = [label] + [still_label for _, _, still_label in stills]
             item["class_labels"] = torch.tensor(labels if stills else label, dtype=torch.int64)
-        return item
+        return [clip] + [image for image, _, _ in stills], item
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, which a `StatefulDataLoader` keeps beside the position that its sampler has."""
@@ -489,20 +559,73 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         """How many files are in `broken_files`."""
         return len(self.broken_files)
 
+    # --- frames for what is computed once ----------------------------------------------------------------------------
+
+    @property
+    def frame_variants(self) -> list[int]:
+        """Forms that items show a frame in: 0 as it is, 1 mirrored, 2 as a still image. Frame ids are 3 frame + form.
+
+        Raises:
+            ValueError: still images that are no frames of the videos.
+        """
+        if self._still_images:
+            raise ValueError("still_images of a folder have no features by frame: expected still images of the videos")
+        flips = self.horizontal_flip and not self.fixed_offsets
+        return [0] + [1] * flips + [2] * (self.num_still_images > 0)
+
+    @property
+    def num_frames_of_videos(self) -> list[int]:
+        """Frames of each usable video, in the order that frame ids count them."""
+        return [video.num_frames for video in self._videos]
+
+    def video_name(self, i: int) -> str:
+        """How messages name video `i`."""
+        return self._videos[i].name
+
+    def frame_of(self, frame_id: int) -> tuple[str, int]:
+        """Name of the video that a frame id belongs to, and the number of the frame in it."""
+        i = self._video_of_frame(frame_id // 3)
+        return self._videos[i].name, frame_id // 3 - int(self._first_frame[i])
+
+    def video_stamps(self, i: int) -> list[tuple[str, int, int]] | None:
+        """Name, size and time of the files of video `i`, which change with its content; None where it is no file."""
+        location = self._videos[i].location
+        return file_stamps(location) if isinstance(location, Path) else None
+
+    def video_hash(self, i: int) -> str:
+        """SHA-256 of the content of video `i`."""
+        return content_hash(self._open(self._videos[i]))
+
+    def read_variants(self, i: int, frames: range) -> torch.Tensor:
+        """Frames of video `i` in each of `frame_variants`, float32 `(variants, len(frames), 3, H, W)` in [-1, 1].
+
+        Raises:
+            VideoError: one of them is damaged.
+        """
+        pixels = read_frames(self._open(self._videos[i]), frames)
+        read = {
+            0: lambda: self.resized(pixels),
+            1: lambda: self.resized(pixels[:, :, ::-1]),
+            2: lambda: torch.stack([resize_and_crop_image(image, self.height, self.width) for image in pixels]),
+        }
+        return torch.stack([read[variant]() for variant in self.frame_variants])
+
     # --- an item -----------------------------------------------------------------------------------------------------
 
-    def _clip(self, epoch: int, index: int) -> tuple[torch.Tensor, list[int], int | None]:
-        """The clip of an item, float32 `(num_frames, 3, H, W)`, the ids of its frames, and its label."""
+    def _clip(
+        self, epoch: int, index: int, read: Callable[[int, np.ndarray, bool], Any]
+    ) -> tuple[Any, list[int], int | None]:
+        """The clip of an item as `read` gives it, the ids of its frames, and its label."""
         if self.fixed_offsets:
             i = int(np.searchsorted(self._first_clip, index, side="right")) - 1
             indices = self.fixed_frames(self._videos[i].num_frames, index - int(self._first_clip[i]))
-            return self._pixels(i, indices, False), self._frame_ids(i, indices, False), self._videos[i].label
+            return read(i, indices, False), self._frame_ids(i, indices, False), self._videos[i].label
         for attempt in range(_MAX_ATTEMPTS):
             rng = np.random.default_rng((self.seed, epoch, index, 0, attempt))
             i = int(rng.integers(self.num_videos)) if attempt else index % self.num_videos
             indices, is_flipped = self.draw_frames(self._videos[i].num_frames, rng)
             try:
-                clip = self._pixels(i, indices, is_flipped)
+                clip = read(i, indices, is_flipped)
             except (ValueError, OSError) as error:
                 self._report_damage(i, error)
                 continue
@@ -544,8 +667,8 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         self._cache[i] = kept
         self._cache_room -= size
 
-    def _still(self, epoch: int, index: int, slot: int) -> tuple[torch.Tensor, int, int | None]:
-        """One still image of an item, float32 `(3, H, W)`, its id, and its label."""
+    def _still(self, epoch: int, index: int, slot: int, read: Callable[[int], Any]) -> tuple[Any, int, int | None]:
+        """One still image of an item as `read` gives it, its id, and its label."""
         num_entries = len(self._still_order)
         for attempt in range(_MAX_ATTEMPTS):
             rng = np.random.default_rng((self.seed, epoch, index, 1 + slot, attempt))
@@ -554,18 +677,33 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
             if self._still_images:
                 i, label = self.num_videos + entry, self._still_images[entry].label
             else:
-                i = int(np.searchsorted(self._first_frame, entry, side="right")) - 1
+                i = self._video_of_frame(entry)
                 label = self._videos[i].label
             try:
-                if self._still_images:
-                    image = read_image(self._still_images[entry].name)
-                else:
-                    image = read_frames(self._open(self._videos[i]), [entry - int(self._first_frame[i])])[0]
+                image = read(entry)
             except (ValueError, OSError) as error:
                 self._report_damage(i, error)
                 continue
-            return resize_and_crop_image(image, self.height, self.width), 3 * entry + 2, label
+            return image, 3 * entry + 2, label
         raise self._too_much_damage()
+
+    def _still_pixels(self, entry: int) -> torch.Tensor:
+        """A still image, float32 `(3, H, W)` in [-1, 1]."""
+        if self._still_images:
+            image = read_image(self._still_images[entry].name)
+        else:
+            i = self._video_of_frame(entry)
+            image = read_frames(self._open(self._videos[i]), [entry - int(self._first_frame[i])])[0]
+        return resize_and_crop_image(image, self.height, self.width)
+
+    def _video_of_frame(self, frame: int) -> int:
+        """Number of the video that frame `frame` of the corpus belongs to."""
+        return int(np.searchsorted(self._first_frame, frame, side="right")) - 1
+
+    @staticmethod
+    def _check_undamaged(frame_ids: list[int], damaged: Container[int]) -> None:
+        if any(frame_id in damaged for frame_id in frame_ids):
+            raise VideoError("a frame could not be decoded when its features were computed")
 
     def _open(self, video: _Source) -> VideoSource:
         """What the functions of `video_io` take: a path or bytes."""

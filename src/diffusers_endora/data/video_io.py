@@ -4,6 +4,7 @@ A source is a video file, the bytes of one, or a folder of image frames. Frames 
 is the `i`-th frame in presentation order, counted from 0: what a decoder that starts at the beginning puts out `i`-th.
 """
 
+import hashlib
 import io
 import math
 import os
@@ -285,6 +286,36 @@ def list_images(folder: PathName) -> list[Path]:
 def natural_order(name: str) -> tuple[list[str | int], str]:
     """Sort key that compares runs of digits as numbers: `frame2` before `frame10`."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name.lower())], name
+
+
+def file_stamps(path: PathName) -> list[tuple[str, int, int]]:
+    """Name, size in bytes and time in ns of a file, or of each image of a folder; these change with the content."""
+    files = list_images(path) if _is_folder(path) else [Path(path)]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def content_hash(source: VideoSource) -> str:
+    """SHA-256 of a video: over that of its file, or of each image of its folder in order, or over its bytes."""
+    digest = hashlib.sha256()
+    if isinstance(source, bytes):
+        digest.update(source)
+    else:
+        for path in list_images(source) if _is_folder(source) else [Path(source)]:
+            digest.update(file_hash(path).encode())
+    return digest.hexdigest()
+
+
+_HASHES: dict[tuple[str, int, int], str] = {}
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, remembered until its size or time changes."""
+    status = path.stat()
+    seen = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+    if seen not in _HASHES:
+        with path.open("rb") as file:
+            _HASHES[seen] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _HASHES[seen]
 
 
 def source_name(source: VideoSource) -> str:

@@ -13,7 +13,15 @@ import torch
 from tqdm import tqdm
 
 from ..data.clips import find_videos, fixed_starts
-from ..data.video_io import VIDEO_EXTENSIONS, VideoError, list_images, read_frames, read_video_info
+from ..data.video_io import (
+    VIDEO_EXTENSIONS,
+    VideoError,
+    content_hash,
+    file_hash,
+    list_images,
+    read_frames,
+    read_video_info,
+)
 
 LOSSLESS_CODECS = {"ffv1", "png", "bmp", "npy", "array", "rawvideo", "huffyuv", "ffvhuff", "utvideo"}
 
@@ -70,9 +78,10 @@ class Video:
             digest.update(np.ascontiguousarray(self.location).tobytes())
         elif isinstance(self.location, ParquetRow):
             digest.update(self.location.read())
+        elif self.row is None:
+            return content_hash(self.location)
         else:
-            for path in list_images(self.location) if self.location.is_dir() else [self.location]:
-                digest.update(file_hash(path).encode())
+            digest.update(file_hash(self.location).encode())
         if self.row is not None:
             digest.update(f" row {self.row}".encode())
         return digest.hexdigest()
@@ -108,19 +117,6 @@ class Clip:
             VideoError, ValueError: frames are damaged or, in an array, not pixels.
         """
         return self.video.read(self.indices)
-
-
-_HASHES: dict[tuple[str, int, int], str] = {}
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered until its size or time changes."""
-    status = path.stat()
-    seen = (str(path.resolve()), status.st_size, status.st_mtime_ns)
-    if seen not in _HASHES:
-        with path.open("rb") as file:
-            _HASHES[seen] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _HASHES[seen]
 
 
 def load_npy(path: Path) -> np.ndarray:

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
+from ..data.read_ahead import read_ahead
 from ..data.video_io import written_atomically
 from .clip_sources import Clip
 from .distributed import shared_state
@@ -67,7 +67,7 @@ class FeatureStore:
         hidden = not missing or not state.is_main_process
         with tqdm(total=len(mine), desc=description, unit="clip", disable=hidden) as progress:
             part: list[tuple[str, dict[str, np.ndarray]]] = []
-            for batch in self._batches(_read_ahead(mine, preparation)):
+            for batch in self._batches(self._prepared(mine, preparation)):
                 features = self.extractor(np.stack([frames for _, frames in batch]))
                 if part and part[0][1]["features"].shape != features["features"].shape[1:]:  # another number of frames
                     self._save(part)
@@ -82,6 +82,12 @@ class FeatureStore:
                 self._save(part)
         state.wait_for_everyone()
         return self._gather(keys)
+
+    def _prepared(
+        self, clips: Sequence[tuple[str, Clip]], preparation: Preparation
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Key and prepared frames of each clip."""
+        return read_ahead(lambda item: (item[0], preparation(item[1].read(), item[1].key)), clips, READ_AHEAD)
 
     def _batches(self, clips: Iterator[tuple[str, np.ndarray]]) -> Iterator[list[tuple[str, np.ndarray]]]:
         """Neighbours of one shape, as many as the network sees at once; features do not depend on it."""
@@ -135,24 +141,3 @@ class FeatureStore:
                     for position, row in places:
                         gathered[name][position] = features[row]
         return gathered
-
-
-def _read_ahead(clips: Sequence[tuple[str, Clip]], preparation: Preparation) -> Iterator[tuple[str, np.ndarray]]:
-    """Clips read and prepared by a thread, a few ahead of whoever takes them."""
-
-    def read(key: str, clip: Clip) -> tuple[str, np.ndarray]:
-        return key, preparation(clip.read(), clip.key)
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        remaining = iter(clips)
-        ahead: list[Future[tuple[str, np.ndarray]]] = [
-            thread.submit(read, *item) for item in islice(remaining, READ_AHEAD)
-        ]
-        try:
-            while ahead:
-                frames = ahead.pop(0).result()
-                ahead += [thread.submit(read, *item) for item in islice(remaining, 1)]
-                yield frames
-        finally:
-            for future in ahead:
-                future.cancel()

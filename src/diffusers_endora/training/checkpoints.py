@@ -1,12 +1,23 @@
 """Training checkpoints that appear whole or not at all."""
 
+import hashlib
+import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
+
+from .processes import by_main_process, raise_everywhere
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -30,69 +41,88 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def find_checkpoint(output_dir: str | Path, name: str) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint NAME` means.
+    """The checkpoint that `--resume_from_checkpoint NAME` means; an intact one.
 
     Args:
         output_dir: training folder.
-        name: "latest" (None where there is none yet), the name of a checkpoint in `output_dir`, or a path.
+        name: "latest" (None where there is none yet), the name of a checkpoint in `output_dir`, or a path. The latest
+            is the newest intact one; what is passed over is logged.
 
     Raises:
-        ValueError: for a name that is not there.
+        ValueError: for a name that is not there, or a damaged checkpoint; for "latest", if all are damaged.
     """
+    finish_interrupted(Path(output_dir))
     checkpoints = list_checkpoints(output_dir)
     if name == "latest":
-        return checkpoints[-1] if checkpoints else None
+        for checkpoint in reversed(checkpoints):
+            damage = find_damage(checkpoint)
+            if damage is None:
+                return checkpoint
+            logger.warning("%s is passed over: %s", checkpoint, damage)
+        if checkpoints:
+            raise ValueError(f"{output_dir}: all of {len(checkpoints)} checkpoints are damaged, see the log.")
+        return None
     for path in (Path(output_dir) / name, Path(name)):
         if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name):
+            if damage := find_damage(path):
+                raise ValueError(f"{path} is damaged: {damage}.")
             return path
     available = ", ".join(path.name for path in checkpoints) or "none"
     raise ValueError(f"resume_from_checkpoint={name}: no such checkpoint; available in {output_dir}: {available}.")
 
 
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint by its `manifest.json`, or None; reads all of it."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        expected = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its {MANIFEST} cannot be read ({type(error).__name__})"
+    for name, (size, _) in expected.items():
+        if not (checkpoint / name).is_file() or (checkpoint / name).stat().st_size != size:
+            return f"{name} is missing or cut off"
+    with ThreadPoolExecutor(max_workers=4) as threads:
+        digests = list(threads.map(file_digest, [checkpoint / name for name in expected]))
+    wrong = [name for (name, (_, sha256)), digest in zip(expected.items(), digests, strict=True) if digest != sha256]
+    return f"{wrong[0]} has another hash" if wrong else None
+
+
 def save_checkpoint(
-    output_dir: str | Path,
-    step: int,
-    save: Callable[[Path], object],
-    wait_for_everyone: Callable[[], None],
-    is_main_process: bool,
-    total_limit: int | None = None,
+    output_dir: str | Path, step: int, save: Callable[[Path], object], state: Any, total_limit: int | None = None
 ) -> Path:
-    """Writes `checkpoint-<step>` beside its final name and renames it when all processes are done.
+    """Writes `checkpoint-<step>` beside its final name and renames it when it is whole, on the disk and verified.
 
     A process killed on the way leaves a folder `checkpoint-<step>.partial`, which nothing reads and the next save
-    removes. Checkpoints over `total_limit` are removed once the new one is in place: oldest first, never the new one.
+    removes. Once the new one has been read back from the disk and agrees with its `manifest.json` (size and SHA-256 of
+    every file), checkpoints over `total_limit` are removed, oldest first, never the new one.
+
+    All processes call it, on one file system.
 
     Args:
         output_dir: training folder.
         step: the optimiser step that the state belongs to.
         save: writes the state of the calling process into the folder it is given; called by every process.
-        wait_for_everyone: barrier of all processes.
-        is_main_process: whether the caller is the one that renames and removes.
+        state: the processes, an `accelerate.PartialState` or `Accelerator`.
         total_limit: number of checkpoints to keep; None keeps all.
 
     Returns:
         The folder of the checkpoint.
 
     Raises:
-        OSError: where the state cannot be written (a full disk); the checkpoints that were there are untouched.
+        OSError: in every process, where one cannot write (a full disk); the checkpoints that were there are untouched,
+            and nothing is left of the new one.
     """
     output_dir = Path(output_dir)
     final, partial = output_dir / f"checkpoint-{step}", output_dir / f"checkpoint-{step}.partial"
-    if is_main_process:
+
+    def begin() -> None:
+        finish_interrupted(output_dir)
         for leftover in output_dir.glob("checkpoint-*.partial"):
             shutil.rmtree(leftover)
         partial.mkdir(parents=True)
-    wait_for_everyone()
-    try:
-        save(partial)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have errors of their own
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"{final} could not be written ({error}); earlier checkpoints are untouched.") from error
-    wait_for_everyone()
-    if is_main_process:
-        for path in partial.rglob("*"):
-            if path.is_file():
-                sync_to_disk(path)
+
+    def finish() -> None:
+        seal(partial)
         if final.exists():
             remove(final)
         partial.rename(final)
@@ -101,8 +131,60 @@ def save_checkpoint(
             others = [path for path in list_checkpoints(output_dir) if path != final]
             for old in others[: max(0, len(others) + 1 - total_limit)]:
                 remove(old)
-    wait_for_everyone()
+
+    try:
+        by_main_process(state, begin)
+        failure = None
+        try:
+            save(partial)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have their own
+            failure = str(error)
+        raise_everywhere(state, failure)
+        by_main_process(state, finish)
+    except OSError as error:
+        if state.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        reason = " ".join(str(error).split())
+        raise OSError(f"{final} could not be written ({reason}); earlier checkpoints are untouched.") from error
     return final
+
+
+def finish_interrupted(output_dir: Path) -> None:
+    """Gives checkpoints their names that were whole but not yet renamed when their process was killed."""
+    for partial in output_dir.glob("checkpoint-*.partial"):
+        final = partial.with_suffix("")
+        if CHECKPOINT_NAME.fullmatch(final.name) and not final.exists() and find_damage(partial) is None:
+            partial.rename(final)
+
+
+def seal(folder: Path) -> None:
+    """Brings a folder's files to the disk, lists them in `manifest.json`, and reads them back from the disk.
+
+    Raises:
+        OSError: what is on the disk is not what was written.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(max_workers=4) as threads:
+        digests = list(threads.map(file_digest, files))  # from memory
+    manifest = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(files, digests, strict=True)
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for path in [*files, folder / MANIFEST]:
+        sync_to_disk(path)
+    if damage := find_damage(folder):
+        raise OSError(f"read back from the disk, {damage}")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(checkpoint: Path) -> None:
@@ -113,9 +195,14 @@ def remove(checkpoint: Path) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on the disk and not only on their way."""
+    """Waits until a file, or the entries of a folder, are on the disk,.
+
+    Where the system can forget what it has of a file in memory, what is read next comes from the disk.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        if path.is_file() and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)

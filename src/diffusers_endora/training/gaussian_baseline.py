@@ -1,5 +1,7 @@
 """What a predictor that knows only the mean and variance of each latent would score: the floor of a useful model."""
 
+from typing import Any
+
 import torch
 
 
@@ -14,17 +16,28 @@ class GaussianBaseline:
 
     def __init__(self) -> None:
         self.count = 0
-        self.sum: torch.Tensor | float = 0.0
-        self.sum_of_squares: torch.Tensor | float = 0.0
+        self.sum: torch.Tensor | None = None
+        self.sum_of_squares: torch.Tensor | None = None
 
     def update(self, latents: torch.Tensor) -> None:
         """Adds the frames of latents `(B, C, F, h, w)`; stays on their device and does not synchronise with it."""
         frames = latents.detach().transpose(1, 2).flatten(0, 1)
         frames = frames.float() if frames.device.type == "mps" else frames.double()  # MPS has no float64
         self.count += len(frames)
-        # after a resume the sums lie on the CPU
-        self.sum = torch.as_tensor(self.sum).to(frames) + frames.sum(0)
-        self.sum_of_squares = torch.as_tensor(self.sum_of_squares).to(frames) + frames.square().sum(0)
+        if self.sum is None or self.sum_of_squares is None:
+            self.sum, self.sum_of_squares = torch.zeros_like(frames[0]), torch.zeros_like(frames[0])
+        self.sum = self.sum.to(frames) + frames.sum(0)  # after a resume the sums lie on the CPU
+        self.sum_of_squares = self.sum_of_squares.to(frames) + frames.square().sum(0)
+
+    def gathered(self, accelerator: Any) -> "GaussianBaseline":
+        """One with the frames of all processes; all of them call it, after an `update`."""
+        both = GaussianBaseline()
+        if self.sum is not None and self.sum_of_squares is not None:
+            count = torch.tensor(float(self.count), dtype=self.sum.dtype, device=accelerator.device)
+            sums = [value.to(accelerator.device) for value in (count, self.sum, self.sum_of_squares)]
+            count, both.sum, both.sum_of_squares = (accelerator.reduce(value, reduction="sum") for value in sums)
+            both.count = round(count.item())
+        return both
 
     def eps_mse(self, alphas_cumprod: torch.Tensor) -> float:
         """Mean squared error per element, over positions and uniform timesteps.
@@ -35,17 +48,25 @@ class GaussianBaseline:
         Raises:
             ValueError: before the first `update`.
         """
-        if self.count == 0 or not isinstance(self.sum, torch.Tensor):
+        if self.count == 0 or self.sum is None or self.sum_of_squares is None:
             raise ValueError("GaussianBaseline has seen no latents: call update first.")
         mean = self.sum / self.count
         variance = (self.sum_of_squares / self.count - mean.square()).clamp(min=0).flatten()
         signal = alphas_cumprod.to(variance)[:, None] * variance
         return (signal / (signal + 1 - alphas_cumprod.to(variance)[:, None])).mean().item()
 
-    def state_dict(self) -> dict:
-        """The moments, for a checkpoint."""
-        return {"count": self.count, "sum": self.sum, "sum_of_squares": self.sum_of_squares}
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The moments, for a checkpoint; empty before the first `update`."""
+        if self.sum is None or self.sum_of_squares is None:
+            return {}
+        return {"count": torch.tensor(self.count), "sum": self.sum, "sum_of_squares": self.sum_of_squares}
 
-    def load_state_dict(self, state: dict) -> None:
+    def clear(self) -> None:
+        """Forgets the frames that it has seen, but not of what shape they are."""
+        self.count, self.sum, self.sum_of_squares = 0, 0 * self.sum, 0 * self.sum_of_squares
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Takes the moments of `state_dict`, on any device."""
-        self.count, self.sum, self.sum_of_squares = state["count"], state["sum"], state["sum_of_squares"]
+        if state:
+            self.count = int(state["count"])
+            self.sum, self.sum_of_squares = state["sum"], state["sum_of_squares"]

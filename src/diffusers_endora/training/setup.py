@@ -1,0 +1,180 @@
+"""From flags to the parts of a training: corpus, networks, caches."""
+
+import argparse
+from typing import Any
+
+import torch
+
+from ..data.clips import ClipDataset
+from ..data.corpora import load_corpus
+from ..models.autoencoder import is_certain, load_vae, vae_scale_factor
+from ..models.transformer_endora import EndoraTransformer3DModel
+from .arguments import is_corpus
+from .dino_prior import DinoPrior, student_layers_for
+from .feature_cache import FeatureCache, FrameFeatures, network_digest
+from .latents import encode_frames
+from .objective import predicts_variance
+from .presets import TRANSFORMERS
+
+
+def load_clips(args: argparse.Namespace) -> tuple[ClipDataset, ClipDataset | None]:
+    """The clips to train on, and those of held-out videos where the flags name some.
+
+    Raises:
+        ValueError: there is no such corpus, or nothing usable in it.
+    """
+    train = _clips_of(_source(args, args.dataset_split, args.train_data_dir), args)
+    if args.validation_fraction is not None:
+        return train.split(args.validation_fraction, args.validation_loss_clips)
+    if args.validation_data_dir is not None:
+        held_out = args.validation_data_dir
+    elif args.validation_split is not None:
+        held_out = _source(args, args.validation_split, args.train_data_dir)
+    else:
+        return train, None
+    options = {"fixed_offsets": True, "horizontal_flip": False, "cache_gb": 0.0}
+    return train, _clips_of(held_out, args, **options, clips_per_video=args.validation_loss_clips)
+
+
+def _source(args: argparse.Namespace, split: str, folder: str | None) -> Any:
+    if is_corpus(args):
+        return load_corpus(args.dataset_name, args.dataset_config_name or "videos", split, data_dir=folder)
+    if args.dataset_name is not None:
+        from datasets import load_dataset
+
+        return load_dataset(args.dataset_name, args.dataset_config_name, split=split)
+    return folder
+
+
+def _clips_of(source: Any, args: argparse.Namespace, **changes: Any) -> ClipDataset:
+    options: dict[str, Any] = {
+        "num_frames": args.num_frames,
+        "resolution": args.resolution,
+        "frame_interval": args.frame_interval,
+        "window": args.window,
+        "num_still_images": args.num_still_images,
+        "horizontal_flip": args.horizontal_flip,
+        "antialias": args.antialias,
+        "class_labels": args.class_conditional,
+        "cache_gb": args.cache_frames_gb,
+        "seed": args.seed,
+    }
+    return ClipDataset(source, **{**options, **changes})
+
+
+def build_transformer(
+    args: argparse.Namespace, vae_config: Any, scheduler: Any, num_classes: int | None
+) -> EndoraTransformer3DModel:
+    """A new transformer of the preset's size; a ValueError where patches and VAE do not divide the resolution."""
+    config = dict(TRANSFORMERS[args.preset])
+    config.update({name: getattr(args, name) for name in config if getattr(args, name) is not None})
+    factor = vae_scale_factor(vae_config)
+    if args.resolution % (factor * config["patch_size"]) != 0:
+        raise ValueError(
+            f"--resolution {args.resolution}: expected a multiple of {factor * config['patch_size']}, the VAE's "
+            f"factor {factor} times the patch size {config['patch_size']}."
+        )
+    channels = vae_config.latent_channels
+    return EndoraTransformer3DModel(
+        in_channels=channels,
+        out_channels=2 * channels if predicts_variance(scheduler) else channels,
+        sample_size=args.resolution // factor,
+        num_frames=args.num_frames,
+        num_classes=num_classes,
+        class_dropout_prob=args.class_dropout_prob,
+        block_order=args.block_order,
+        **config,
+    )
+
+
+def build_prior(args: argparse.Namespace, transformer: EndoraTransformer3DModel) -> DinoPrior | None:
+    """The DINO prior, fitted to the transformer; without its teacher if tokens are cached; None for `--prior none`."""
+    if args.prior == "none":
+        return None
+    side = transformer.config.sample_size // transformer.config.patch_size
+    build = DinoPrior.from_config if args.cache_dino else DinoPrior.from_pretrained
+    return build(
+        args.dino_model,
+        student_layers=student_layers_for(transformer.config.num_layers),
+        student_grid=(side, side),
+        student_width=transformer.config.num_attention_heads * transformer.config.attention_head_dim,
+        objective=args.prior,
+    )
+
+
+def open_caches(
+    args: argparse.Namespace, datasets: list[ClipDataset], vae_config: Any, prior: DinoPrior | None, accelerator: Any
+) -> list[tuple[FeatureCache, ...]]:
+    """The caches that the flags ask for, filled, for each dataset; loads a network only where something is missing.
+
+    Prints what they take on disk before anything is computed.
+
+    Raises:
+        ValueError: the disk has no room for them.
+        OSError: it could not be written, or a network does not load.
+    """
+    kinds: list[tuple[FrameFeatures, Any]] = []
+    if args.cache_latents:
+        kinds.append((latent_features(args, vae_config), lambda: _latents_by(args.pretrained_vae, accelerator)))
+    if args.cache_dino and prior is not None:
+        kinds.append((token_features(args, prior), lambda: _tokens_by(args, prior, accelerator)))
+    opened: list[tuple[FeatureCache, ...]] = []
+    for dataset in datasets:
+        caches = []
+        for features, make in kinds:
+            cache = FeatureCache(args.cache_features, dataset, features, accelerator)
+            missing = cache.missing()
+            accelerator.print(
+                f"{features.name} of {dataset.total_frames} frames in {len(cache.variants)} forms: "
+                f"{cache.num_bytes / 1e9:.2f} GB, {cache.bytes_of(missing) / 1e9:.2f} GB of them to compute, in "
+                f"{cache.folder}"
+            )
+            cache.check_space(missing)
+            cache.fill(missing, make() if missing else _nothing)
+            caches.append(cache)
+        opened.append(tuple(caches))
+    return opened
+
+
+def latent_features(args: argparse.Namespace, vae_config: Any) -> FrameFeatures:
+    """What is kept of the VAE's posterior of a frame."""
+    side = args.resolution // vae_scale_factor(vae_config)
+    shape = (vae_config.latent_channels, side, side)
+    shapes = {"latent_mean": shape} | ({} if is_certain(vae_config) else {"latent_log_variance": shape})
+    return FrameFeatures("latents", network_digest(args.pretrained_vae), shapes, args.cache_latents_dtype)
+
+
+def token_features(args: argparse.Namespace, prior: DinoPrior) -> FrameFeatures:
+    """What is kept of the teacher's tokens of a frame."""
+    key = f"{network_digest(args.dino_model)} {prior.objective} {prior.teacher_layers}"
+    shape = (len(prior.teacher_layers), *prior.token_shape(args.resolution, args.resolution))
+    return FrameFeatures("tokens", key, {"tokens": shape}, args.cache_dino_dtype)
+
+
+def _latents_by(path_or_repo: str, accelerator: Any) -> Any:
+    vae = load_vae(path_or_repo).requires_grad_(False).to(accelerator.device)
+
+    def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        mean, log_variance = encode_frames(vae, pixels.to(accelerator.device))
+        return {"latent_mean": mean} | ({} if log_variance is None else {"latent_log_variance": log_variance})
+
+    return compute
+
+
+def _tokens_by(args: argparse.Namespace, prior: DinoPrior, accelerator: Any) -> Any:
+    options = {"objective": prior.objective, "teacher_layers": prior.teacher_layers}
+    teacher = DinoPrior.from_pretrained(
+        args.dino_model, **options, student_layers=prior.student_layers, student_width=prior.student_width
+    ).to(accelerator.device)
+
+    def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        tokens = [
+            torch.stack(teacher.extract(chunk[None].to(accelerator.device)), dim=2)[0] for chunk in pixels.split(24)
+        ]
+        return {"tokens": torch.cat(tokens)}  # (n, layers, M, C)
+
+    return compute
+
+
+def _nothing(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    raise AssertionError("nothing is missing")

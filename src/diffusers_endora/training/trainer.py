@@ -1,0 +1,524 @@
+"""The training loop: exact after a crash, the same on however many processes, and never waiting without need."""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..data.clips import ClipDataset
+from ..data.video_io import written_atomically
+from ..models.autoencoder import load_vae
+from .checkpoints import checkpoint_step, save_checkpoint
+from .early_stopping import EarlyStopping
+from .ema import MovingAverage
+from .feature_cache import FeatureCache
+from .gaussian_baseline import GaussianBaseline
+from .latents import encode_frames, sample_latents
+from .objective import sample_timesteps
+from .training_clips import TrainingClips
+from .training_log import TrainingLog
+from .training_model import TrainingModel, drop_labels
+
+RUN_FACTS = "run.json"  # in a checkpoint
+BAD_STEP = "bad_step.json"
+LOSS_WINDOW = 200  # optimiser steps that the reported losses are averaged over
+GOLDEN_RATIO = 0.6180339887498949
+
+
+class BadStep(Exception):
+    """A step whose loss or gradient is not finite, or whose noise error is beyond all reason."""
+
+
+class Trainer:
+    """Trains a `TrainingModel` on clips, as the flags of `arguments` say.
+
+    Every random number of a clip belongs to its place in the sequence of clips (`TrainingClips`), so that processes,
+    batch size and accumulation may share a step's clips out in any way, and a training that is killed goes on as if it
+    had not been.
+
+    Args:
+        args: the flags.
+        accelerator: made from them.
+        model: what is trained; its parameters that require gradients are.
+        vae_config: of the VAE that latents are of.
+        dataset, caches: the corpus, and what is kept of its frames.
+        held_out, held_out_caches: videos for the held-out loss, or None.
+        validate: called as `validate(weights, folder)` by the main process at each validation, with the transformer's
+            weights as sampling uses them; returns numbers for the trackers.
+        learning_rate: before the schedule.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        model: TrainingModel,
+        vae_config: Any,
+        dataset: ClipDataset,
+        caches: tuple[FeatureCache, ...] = (),
+        held_out: ClipDataset | None = None,
+        held_out_caches: tuple[FeatureCache, ...] = (),
+        validate: Callable[[dict[str, torch.Tensor], Path, int], dict[str, float]] | None = None,
+        learning_rate: float = 1e-4,
+    ) -> None:
+        self.args = args
+        self.accelerator = accelerator
+        self.vae_config = vae_config
+        self.dataset = dataset
+        self.validate = validate
+        self.output_dir = Path(args.output_dir)
+        self.num_classes = dataset.num_classes if args.class_conditional else None
+        self.scheduler = model.scheduler
+        self.config = model.transformer.config
+        self.trainable_names = [name for name, value in model.transformer.named_parameters() if value.requires_grad]
+        side = model.transformer.config.sample_size
+        self.latent_shape = (vae_config.latent_channels, side, side)
+        self.clips_per_step = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+        self.step = 0
+
+        # 1. What the caches do not give is computed: pixels, and the networks that look at them
+        cached = {name for cache in caches for name in cache.features.shapes}
+        self.vae = None
+        if "latent_mean" not in cached:
+            self.vae = load_vae(args.pretrained_vae).requires_grad_(False).to(accelerator.device)
+        self.caches, self.held_out_caches = caches, held_out_caches
+        reads_pixels = self.vae is not None or (model.prior is not None and "tokens" not in cached)
+        self.clips = self._clips(dataset, caches, reads_pixels, args.seed, args.max_train_steps * self.clips_per_step)
+        self.held_out = None
+        if held_out is not None:
+            count = min(args.validation_loss_clips, len(held_out))
+            self.held_out = self._clips(held_out, held_out_caches, reads_pixels, args.seed + 1, count)
+
+        # 2. Model, optimiser, learning rate, moving average
+        if args.gradient_checkpointing:
+            model.transformer.enable_gradient_checkpointing()
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        options: dict[str, Any] = {
+            "lr": learning_rate,
+            "betas": (args.adam_beta1, args.adam_beta2),
+            "weight_decay": args.adam_weight_decay,
+        }
+        if args.use_8bit_adam:
+            import bitsandbytes
+
+            optimizer = bitsandbytes.optim.AdamW8bit(trainable, **options)
+        else:
+            optimizer = torch.optim.AdamW(trainable, **options, fused=True)
+        self.lr_scheduler = get_scheduler(
+            args.lr_scheduler,
+            optimizer,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=args.max_train_steps,
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.skips_on_device = not args.use_8bit_adam and accelerator.scaler is None
+        self.ema = None
+        if args.use_ema:
+            device = "cpu" if args.offload_ema else None
+            self.ema = MovingAverage(self.averaged(), args.ema_decay, args.ema_warmup, device)
+
+        # 3. What a checkpoint holds beside them
+        self.baseline = GaussianBaseline()
+        accelerator.register_for_checkpointing(self.lr_scheduler)  # not prepared: its steps are not per process
+        num_timesteps = self.scheduler.config["num_train_timesteps"]
+        self.log = TrainingLog(self.output_dir / "training_log.jsonl", LOSS_WINDOW, num_timesteps)
+        self.early_stopping = EarlyStopping(args.early_stopping_patience)
+        self.data_wait = self.busy = 0.0  # seconds
+        self.samples = 0
+        self._errors: list[torch.Tensor] = []  # (B,) of each micro-batch of the step under way
+        self._last: _LastStep | None = None
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Trains to the last step, or until the held-out loss says so.
+
+        Raises:
+            BadStep: without `--skip_bad_steps`; a checkpoint of the state without that step has been written.
+        """
+        args, accelerator = self.args, self.accelerator
+        progress = tqdm(
+            total=args.max_train_steps, initial=self.step, desc="train", disable=not accelerator.is_local_main_process
+        )
+        batches = self._batches()
+        self.model.train()
+        while self.step < args.max_train_steps and not self.early_stopping.should_stop:
+            began = time.perf_counter()
+            for micro_batch in range(args.gradient_accumulation_steps):
+                waited = time.perf_counter()
+                batch = next(batches)
+                self.data_wait += time.perf_counter() - waited
+                # Dropout, where a model has any, is a function of seed, step and process
+                entropy = (args.seed, self.step, micro_batch, accelerator.process_index, 4)
+                torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+                with accelerator.accumulate(self.model):
+                    inputs = self.inputs(batch)
+                    self.baseline.update(inputs["latents"])
+                    losses = self.model(**inputs)
+                    accelerator.backward(losses.total)
+                    self.log.add(losses, inputs["timesteps"])
+                    self._errors.append(losses.mse)
+                    self._update()
+            self.step += 1
+            self.samples += self.clips_per_step
+            progress.update()
+            self.busy += time.perf_counter() - began
+            self._report(progress)
+        self._stop_if_bad()
+        progress.close()
+
+    def inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """The arguments of the model's forward for a batch of `TrainingClips`."""
+        # 1. Latents
+        if self.vae is not None:
+            clips = batch["video"]
+            mean, log_variance = encode_frames(self.vae, clips.flatten(0, 1))
+            mean = mean.unflatten(0, clips.shape[:2])
+            log_variance = None if log_variance is None else log_variance.unflatten(0, clips.shape[:2])
+        else:
+            mean, log_variance = batch["latent_mean"], batch.get("latent_log_variance")
+        latents = sample_latents(self.vae_config, mean, log_variance, batch["posterior_noise"]).transpose(1, 2)
+
+        # 2. What is drawn for each clip
+        args = self.args
+        inputs: dict[str, Any] = {
+            "latents": latents,
+            "noise": batch["noise"],
+            "timesteps": sample_timesteps(
+                self.scheduler, batch["timestep_uniform"], args.timestep_density, args.logit_mean, args.logit_std
+            ),
+        }
+        if self.num_classes is not None:
+            dropped = (batch["label_uniform"], self.config.class_dropout_prob, self.num_classes)
+            inputs["class_labels"] = drop_labels(batch["class_labels"], *dropped)
+
+        # 3. The teacher's tokens
+        prior = self.unwrapped.prior
+        if prior is not None:
+            cached = batch.get("tokens")
+            inputs["teacher_tokens"] = prior.extract(batch["video"]) if cached is None else list(cached.unbind(2))
+        return inputs
+
+    @property
+    def unwrapped(self) -> TrainingModel:
+        """The model as it was before Accelerate wrapped it."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def averaged(self) -> list[torch.nn.Parameter]:
+        """The transformer's trained parameters, in the order of `trainable_names`."""
+        return [value for value in self.unwrapped.transformer.parameters() if value.requires_grad]
+
+    def _update(self) -> None:
+        """The optimiser's step, where the micro-batch is the step's last."""
+        args, accelerator = self.args, self.accelerator
+        if accelerator.sync_gradients:
+            # 1. Is it a good step? Decided on the device, alike in all processes
+            accelerator.unscale_gradients()
+            parameters = [value for value in self.model.parameters() if value.requires_grad]
+            if self.step >= args.max_grad_norm_start:
+                grad_norm = accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
+            else:
+                grad_norm = torch.nn.utils.get_total_norm([v.grad for v in parameters if v.grad is not None])
+            grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
+            loss, mse = self.log.step_losses()[:2]
+            is_bad = ~loss.isfinite() | ~(mse <= args.max_loss)
+            is_bad = accelerator.reduce(is_bad.float().reshape(1), reduction="sum")[0] > 0
+            if accelerator.scaler is None:  # that of fp16 meets infinite gradients as a matter of course
+                is_bad = is_bad | ~grad_norm.isfinite()
+
+            # 2. A bad one leaves the weights as they are
+            self._stop_if_bad()
+            if self.skips_on_device:
+                self.optimizer.optimizer.grad_scale = None
+                self.optimizer.optimizer.found_inf = is_bad.float()
+                self.optimizer.step()
+            elif not is_bad.item():
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+
+            # 3. What follows from it
+            self.log.end_step(self.step + 1, self.lr_scheduler.get_last_lr()[0], grad_norm, is_bad)
+            self.lr_scheduler.step()
+            if self.ema is not None:
+                self.ema.step(self.averaged())
+            copied = is_bad.to("cpu", non_blocking=True)
+            event = None if copied.device == is_bad.device else torch.Event(is_bad.device)
+            if event is not None:
+                event.record()
+            self._last = _LastStep(self.step, copied, event, self._errors)
+            self._errors = []
+
+    def _stop_if_bad(self) -> None:
+        """Ends the training where the last step was a bad one and bad ones are not skipped.
+
+        Called when the device works on the next step already, so that waiting for the last one costs nothing.
+        """
+        last, self._last = self._last, None
+        if last is None or self.args.skip_bad_steps:
+            return
+        if last.event is not None:
+            last.event.synchronize()
+        if not last.is_bad.item():
+            return
+        # The weights are those before the bad step: it was left out. Whatever has been computed since is not used.
+        self.optimizer.zero_grad()
+        errors = [self.accelerator.gather(error).tolist() for error in last.errors]
+        first = last.step * self.clips_per_step
+        clips = [
+            {"clip": self.clips.describe(position), "position": position, "squared_error": error}
+            for position, error in enumerate((error for micro_batch in errors for error in micro_batch), start=first)
+        ]
+        saved = self.save()
+        where = "no checkpoint could be written" if saved is None else f"the state without that step is in {saved}"
+        if self.accelerator.is_main_process:
+            (self.output_dir / BAD_STEP).write_text(json.dumps({"step": last.step + 1, "clips": clips}, indent=1))
+        raise BadStep(
+            f"step {last.step + 1}: the loss or its gradient is not finite, or the noise error is above --max_loss "
+            f"{self.args.max_loss:g}. Its clips: {'; '.join(clip['clip'] for clip in clips[:8])}"
+            f"{' ...' if len(clips) > 8 else ''} (all, with their errors, in {self.output_dir / BAD_STEP}); {where}. "
+            "--resume_from_checkpoint latest goes on after it, --skip_bad_steps leaves such steps out."
+        )
+
+    # --- data --------------------------------------------------------------------------------------------------------
+
+    def _clips(
+        self, dataset: ClipDataset, caches: tuple[FeatureCache, ...], reads_pixels: bool, seed: int, stop: int
+    ) -> TrainingClips:
+        return TrainingClips(dataset, self.latent_shape, seed, stop, caches, reads_pixels)
+
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches of this process from the step that the training is at."""
+        workers = self.args.dataloader_num_workers
+        loader = DataLoader(
+            self.clips,
+            batch_size=self.args.train_batch_size,
+            sampler=range(self.step * self.clips_per_step, len(self.clips)),
+            num_workers=workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            prefetch_factor=2 if workers else None,
+        )
+        return iter(self.accelerator.prepare_data_loader(loader))
+
+    # --- reports -----------------------------------------------------------------------------------------------------
+
+    def _report(self, progress: tqdm) -> None:
+        """Logging, validation and checkpoint, where it is time for them."""
+        args, step = self.args, self.step
+        is_last = step == args.max_train_steps
+        if step % args.logging_steps == 0 or is_last:
+            values = self.log.flush(self.accelerator)
+            progress.set_postfix({name: f"{values[name]:.4f}" for name in ("mse", "vb", "prior") if name in values})
+            self.accelerator.log({**values, **self.speed(), "lr": self.lr_scheduler.get_last_lr()[0]}, step=step)
+        if step % args.validation_steps == 0 or is_last:
+            self._stop_if_bad()
+            self._validate(progress)
+        if step % args.checkpointing_steps == 0 or is_last or self.early_stopping.should_stop:
+            self._stop_if_bad()
+            self.save()
+
+    def speed(self) -> dict[str, float]:
+        """Since the last call: samples per second, the share of time that steps waited for data, peak memory in GB."""
+        wait, busy, samples = self.data_wait, max(self.busy, 1e-9), self.samples
+        self.data_wait = self.busy = 0.0
+        self.samples = 0
+        if self.accelerator.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated()
+        else:
+            memory = resident_memory()
+        return {"samples_per_second": samples / busy, "data_wait": wait / busy, "memory_gb": memory / 1e9}
+
+    def _validate(self, progress: tqdm) -> None:
+        """Held-out loss and sampled clips, from the weights that sampling uses."""
+        values: dict[str, float] = {}
+        if self.held_out is not None:
+            values["held_out_loss"] = self.held_out_loss()
+            if self.early_stopping.update(values["held_out_loss"], self.step) and self.early_stopping.patience:
+                self._keep_best()
+            progress.write(f"step {self.step}: held-out loss {values['held_out_loss']:.5f}")
+        if self.validate is not None:
+            weights = self.sampling_weights()
+            if self.accelerator.is_main_process:
+                values |= self.validate(weights, self.output_dir / "validation" / f"step-{self.step}", self.step)
+            self.accelerator.wait_for_everyone()
+        self.accelerator.log(values, step=self.step)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Mean unweighted squared error over held-out clips, of the averaged weights, at fixed noise and timesteps.
+
+        The timesteps are spread evenly (golden ratio sequence), the same in every evaluation.
+        """
+        assert self.held_out is not None
+        accelerator = self.accelerator
+        sums = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
+        size = self.args.train_batch_size
+        batches = [range(first, min(first + size, len(self.held_out))) for first in range(0, len(self.held_out), size)]
+        # As many forwards in every process, which sharded models need; the surplus counts nothing
+        rounds = -(-len(batches) // accelerator.num_processes) * accelerator.num_processes
+        self.model.eval()
+        with self.ema.swapped_into(self.averaged()) if self.ema is not None else nullcontext():
+            for place in range(accelerator.process_index, rounds, accelerator.num_processes):
+                positions = batches[place % len(batches)]
+                items = [self.held_out[position] for position in positions]
+                batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+                batch["timestep_uniform"] = torch.tensor([(k + 0.5) * GOLDEN_RATIO % 1 for k in positions])
+                if "label_uniform" in batch:
+                    batch["label_uniform"].fill_(1)  # none is dropped
+                batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+                mse = self.model(**self.inputs(batch)).mse
+                if place < len(batches):
+                    sums += torch.stack([mse.double().sum(), sums.new_tensor(len(mse))])
+        self.model.train()
+        total, count = accelerator.reduce(sums, reduction="sum").tolist()
+        return total / count
+
+    def sampling_weights(self) -> dict[str, torch.Tensor]:
+        """The transformer's weights that sampling uses: their moving average, if any. All processes call it."""
+        weights = {name: full_tensor(value) for name, value in self.unwrapped.transformer.state_dict().items()}
+        if self.ema is not None:
+            weights |= dict(zip(self.trainable_names, self.ema.full_tensors(), strict=True))
+        return weights
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """What has to be the same for a resumed training to be the training that was stopped."""
+        args = self.args
+        names = ["seed", "prior", "use_ema", "prediction_type", "loss_weighting", "timestep_density"]
+        return {
+            "clips_per_step": self.clips_per_step,
+            "frames_in_corpus": len(self.dataset),
+            **{name: getattr(args, name) for name in names},
+            "transformer": {name: value for name, value in self.config.items() if not name.startswith("_")},
+        }
+
+    def save(self) -> Path | None:
+        """Writes a checkpoint; None, and a message, where the disk does not take it: the training goes on."""
+        self.log.flush(self.accelerator)
+        try:
+            return save_checkpoint(
+                self.output_dir, self.step, self._write_state, self.accelerator, self.args.checkpoints_total_limit
+            )
+        except OSError as error:
+            self.accelerator.print(f"step {self.step}: {error}")
+            return None
+
+    def _write_state(self, folder: Path) -> None:
+        self.accelerator.save_state(str(folder))
+        average = None if self.ema is None else self.ema.full_tensors()
+        baseline = self.baseline.gathered(self.accelerator)
+        if not self.accelerator.is_main_process:
+            return
+        if average is not None:
+            tensors = dict(zip(self.trainable_names, average, strict=True))
+            save_file(tensors, folder / "ema.safetensors", metadata={"format": "pt"})
+        save_file(baseline.state_dict(), folder / "gaussian_baseline.safetensors")
+        state = {
+            "facts": self.facts(),
+            "ema_steps": 0 if self.ema is None else self.ema.num_steps,
+            "log": self.log.state_dict(),
+            "early_stopping": self.early_stopping.state_dict(),
+        }
+        (folder / RUN_FACTS).write_text(json.dumps(state, indent=1))
+
+    def check_same_run(self, checkpoint: Path) -> None:
+        """Raises a ValueError that names what differs between a checkpoint's training and this one."""
+        if not (checkpoint / RUN_FACTS).is_file():
+            raise ValueError(f"{checkpoint} has no {RUN_FACTS}: expected a checkpoint of this script.")
+        earlier = json.loads((checkpoint / RUN_FACTS).read_text()).get("facts", {})
+        facts = json.loads(json.dumps(self.facts()))
+        differing = [name for name in facts if earlier.get(name) != facts[name]]
+        if differing:
+            changes = ", ".join(f"{name} was {earlier.get(name)} and is {facts[name]}" for name in differing)
+            raise ValueError(f"{checkpoint} is of another training: {changes}.")
+
+    def resume(self, checkpoint: Path) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            ValueError: it is of another training.
+        """
+        self.check_same_run(checkpoint)
+        self.accelerator.load_state(str(checkpoint))
+        state = json.loads((checkpoint / RUN_FACTS).read_text())
+        if self.ema is not None:
+            average = load_file(checkpoint / "ema.safetensors")
+            self.ema.load([average[name] for name in self.trainable_names], state["ema_steps"])
+        self.baseline.load_state_dict(load_file(checkpoint / "gaussian_baseline.safetensors"))
+        if not self.accelerator.is_main_process:  # it holds the frames of all processes
+            self.baseline.clear()
+        self.step = checkpoint_step(checkpoint)
+        self.log.load_state_dict(state["log"], self.step, self.accelerator.is_main_process)
+        self.early_stopping.load_state_dict(state["early_stopping"])
+
+    def _keep_best(self) -> None:
+        """Keeps the weights of the best evaluation in `best.safetensors`."""
+        weights = self.sampling_weights()
+        if self.accelerator.is_main_process:
+            with written_atomically(self.output_dir / "best.safetensors") as temporary:
+                save_file({name: value.contiguous() for name, value in weights.items()}, temporary)
+        self.accelerator.wait_for_everyone()
+
+    def final_weights(self) -> tuple[dict[str, torch.Tensor], int]:
+        """The weights to publish and the step they are of: those of the best evaluation where early stopping is on."""
+        best = self.output_dir / "best.safetensors"
+        if self.early_stopping.patience and best.exists():
+            return load_file(best), self.early_stopping.best_step
+        return self.sampling_weights(), self.step
+
+    def results(self) -> dict[str, Any]:
+        """What the training measured; all processes call it, after `fit`."""
+        self.log.flush(self.accelerator)
+        baseline = self.baseline.gathered(self.accelerator)
+        alphas_cumprod = getattr(self.scheduler, "alphas_cumprod", None)
+        parameters = list(self.unwrapped.transformer.parameters())
+        return {
+            "steps": self.step,
+            "stopped_early": self.step < self.args.max_train_steps,
+            "averaged_steps": len(self.log.window),
+            "skipped_steps": self.log.num_bad_steps,
+            **self.log.means(),
+            "gaussian_mse": None if alphas_cumprod is None else baseline.eps_mse(alphas_cumprod),
+            "held_out_loss": self.early_stopping.best_loss if self.early_stopping.best_step else None,
+            "num_parameters": sum(parameter.numel() for parameter in parameters),
+            "num_videos": self.dataset.num_videos,
+            "num_broken": self.dataset.num_broken,
+            "learning_rate": self.optimizer.defaults["lr"],
+            "num_processes": self.accelerator.num_processes,
+            "mixed_precision": self.accelerator.mixed_precision,
+        }
+
+
+class _LastStep(NamedTuple):
+    """A step whose outcome has not been looked at."""
+
+    step: int
+    is_bad: torch.Tensor  # on the CPU, once `event` has come
+    event: torch.Event | None
+    errors: list[torch.Tensor]  # (B,) of each micro-batch
+
+
+def full_tensor(value: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU, its shards put together where it has any."""
+    value = value.detach()
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+
+
+def resident_memory() -> int:
+    """The largest amount of memory that this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,105 @@
+"""What a training shows of itself on the way: sampled clips, and how far they are from held-out ones."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.clips import ClipDataset
+from ..data.contact_sheet import save_contact_sheet
+from ..data.video_io import write_video
+from ..pipelines.pipeline_endora import EndoraPipeline
+
+
+class Validation:
+    """Samples clips with fixed seeds; writes them and a contact sheet, also into the trackers; on request their FVD.
+
+    Args:
+        args: the flags of `arguments`.
+        assemble: makes a pipeline of the transformer's weights.
+        num_classes: clips of all classes are sampled in turn; None for an unconditional model.
+        held_out: videos that FVD compares with, or None.
+        accelerator: whose trackers get the pictures.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        assemble: Callable[[dict[str, torch.Tensor]], EndoraPipeline],
+        num_classes: int | None,
+        held_out: ClipDataset | None,
+        accelerator: Any,
+    ) -> None:
+        self.args = args
+        self.assemble = assemble
+        self.num_classes = num_classes
+        self.held_out = held_out
+        self.accelerator = accelerator
+
+    def __call__(self, weights: dict[str, torch.Tensor], folder: Path, step: int) -> dict[str, float]:
+        """Writes clips into `folder`; returns numbers for the trackers.
+
+        Args:
+            weights: of the transformer.
+            step: that they are of.
+        """
+        args = self.args
+        pipeline = self.assemble(weights).to(self.accelerator.device)
+        pipeline.set_progress_bar_config(disable=True)
+        clips = self.sample(pipeline, args.num_validation_clips)
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, clip in enumerate(clips):
+            write_video(folder / f"clip_{index}.mp4", clip, fps=args.fps)
+        save_contact_sheet(folder / "contact_sheet.png", clips)
+        self._show(clips, step)
+        every = args.validation_fvd_steps
+        is_due = step == args.max_train_steps or (every is not None and step % every == 0)
+        return {"fvd": self.fvd(pipeline)} if args.validation_fvd is not None and is_due else {}
+
+    def sample(self, pipeline: EndoraPipeline, num_clips: int) -> np.ndarray:
+        """Clips of the seeds from `--seed` on, uint8 `(num_clips, F, H, W, 3)`."""
+        sampled = []
+        for first in range(0, num_clips, 8):
+            seeds = range(first, min(first + 8, num_clips))
+            frames = pipeline(
+                batch_size=len(seeds),
+                num_inference_steps=self.args.validation_inference_steps,
+                class_labels=None if self.num_classes is None else [seed % self.num_classes for seed in seeds],
+                generator=[torch.Generator().manual_seed(self.args.seed + seed) for seed in seeds],
+                output_type="np",
+                return_dict=False,
+            )[0]
+            sampled.append((np.asarray(frames) * 255).round().astype(np.uint8))
+        return np.concatenate(sampled)
+
+    def fvd(self, pipeline: EndoraPipeline) -> float:
+        """FVD between as many sampled and held-out clips as `--validation_fvd` says, at most those there are."""
+        from ..metrics import FrechetVideoDistance
+
+        assert self.held_out is not None
+        count = min(self.args.validation_fvd, len(self.held_out))
+        metric = FrechetVideoDistance().to(self.accelerator.device)
+        places = np.linspace(0, len(self.held_out) - 1, count).round().astype(int)
+        for place in places:
+            video = self.held_out[int(place)]["video"][: self.args.num_frames]
+            metric.update(((video[None] + 1) / 2).clamp(0, 1), real=True)
+        for clip in self.sample(pipeline, count):
+            metric.update(torch.from_numpy(clip[None]), real=False)
+        return float(metric.compute())
+
+    def _show(self, clips: np.ndarray, step: int) -> None:
+        """Videos into those trackers that take them."""
+        frames = torch.from_numpy(clips).permute(0, 1, 4, 2, 3)  # (N, F, 3, H, W)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_images("clips", frames.flatten(0, 1), step)
+            elif tracker.name in ("wandb", "trackio"):
+                import importlib
+
+                library = importlib.import_module(tracker.name)
+                tracker.log(
+                    {"clips": [library.Video(clip.numpy(), fps=int(self.args.fps)) for clip in frames]}, step=step
+                )
