@@ -14,7 +14,7 @@ from diffusers_endora.training.diffusion_loss import (
     noisy_latents_and_target,
     variational_bound,
 )
-from diffusers_endora.training.objective import make_scheduler
+from diffusers_endora.training.objective import loss_weights, make_scheduler, sample_timesteps
 
 SHAPE = (3, 4, 2, 4, 4)  # (B, C, F, h, w)
 
@@ -196,6 +196,19 @@ def test_without_signal_v_is_the_clip_and_velocity_leads_to_it(normal):
     loss = diffusion_loss(model, latents, torch.full((3,), 1000.0), noise, make_scheduler("flow"))
     assert torch.equal(model.hidden_states, noise)
     assert torch.equal(loss.mse, torch.zeros(3))
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "v_prediction", "flow"])
+def test_the_loss_reads_nothing_back_from_the_device(objective):
+    """Tensors on the meta device have no values to read."""
+    scheduler = make_scheduler(objective)
+    latents = torch.empty(SHAPE, device="meta")
+    sample = torch.empty(3, 4 if objective == "flow" else 8, *SHAPE[2:], device="meta", requires_grad=True)
+    timesteps = sample_timesteps(scheduler, torch.empty(3, device="meta"), "logit_normal")
+    loss = diffusion_loss(FixedDenoiser(sample), latents, timesteps, latents, scheduler)
+    weights = loss_weights(scheduler, timesteps, "sigmoid")
+    (weights * loss.mse + loss.vb).mean().backward()
+    assert sample.grad.shape == sample.shape
 
 
 def test_tables_are_made_once(normal, monkeypatch):

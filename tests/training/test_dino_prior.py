@@ -1,10 +1,12 @@
 """The prior against the official numbers, its teachers against their own blocks."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from transformers import (
     BertConfig,
@@ -346,6 +348,132 @@ def test_rectangular_clips_keep_their_rows_and_columns(clips):
             torch.testing.assert_close(maps[0, 0, 0, 3 * row + column], expected, rtol=1e-4, atol=1e-5)
 
 
+# --- REPA
+
+
+def repa_prior(**arguments) -> DinoPrior:
+    return small_prior(**{"objective": "repa", "student_width": 20, "projection_channels": 24} | arguments)
+
+
+def test_repa_is_the_cosine_of_each_token_with_the_mean_of_the_patches_it_covers(states):
+    spatial_states, tokens = states
+    prior = repa_prior()
+    similarities = []
+    for project, student, teacher in zip(prior.projection, spatial_states, tokens, strict=True):
+        first, second, third = (layer for layer in project if isinstance(layer, nn.Linear))
+        hidden = F.silu(second(F.silu(first(student))))
+        projected = third(hidden)  # (B, F, 4 x 4, C)
+        for row in range(4):
+            for column in range(4):
+                window = teacher.unflatten(2, (8, 8))[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+                target, token = window.mean((2, 3)), projected[:, :, 4 * row + column]
+                similarities.append((target * token).sum(-1) / target.norm(dim=-1) / token.norm(dim=-1))
+    torch.testing.assert_close(prior(spatial_states, tokens), 1 - torch.stack(similarities).mean())
+
+
+def test_repa_is_zero_at_its_best_and_two_at_its_worst(states):
+    _, tokens = states
+    prior = repa_prior(student_grid=(8, 8), student_width=32)
+    prior.projection = nn.ModuleList([nn.Identity()] * len(tokens))
+    for factor, expected in ((3.0, 0.0), (-0.2, 2.0)):
+        assert prior([layer * factor for layer in tokens], tokens).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_repa_can_be_trained(states):
+    spatial_states, tokens = states
+    prior = repa_prior()
+    assert prior(spatial_states, tokens).item() == pytest.approx(1, abs=0.1)
+    optimizer = torch.optim.Adam(prior.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = prior(spatial_states, tokens)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.3
+    assert len(prior.state_dict()) == 2 * 3 * 2  # a perceptron of three layers for each block
+
+
+def test_the_teacher_of_repa_sees_pixels_as_in_its_training(clips):
+    prior = repa_prior()
+    inputs = []
+    prior.teacher.embeddings.patch_embeddings.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    frames = clips(1, 2, 3, 64, 64)
+    prior.extract(frames)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = ((frames[0].permute(0, 2, 3, 1) + 1) / 2 - mean) / std
+    torch.testing.assert_close(inputs[0].permute(0, 2, 3, 1), expected)
+
+
+def test_repa_knows_the_width_of_its_student(states):
+    spatial_states, tokens = states
+    with pytest.raises(ValueError, match="spatial_states has 20 channels: expected student_width=16"):
+        repa_prior(student_width=16)(spatial_states, tokens)
+
+
+# --- sizes that the patches do not divide, tokens extracted before
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "size", "expected"),
+    [
+        (14, (128, 128), (126, 126)),
+        (14, (256, 256), (252, 252)),
+        (14, (128, 192), (140, 210)),
+        (14, (112, 126), (112, 126)),
+        (16, (128, 96), (128, 96)),
+        (8, (4, 4), (8, 8)),
+    ],
+)
+def test_the_teacher_sees_the_nearest_size_of_the_same_proportions(patch_size, size, expected):
+    prior = DinoPrior(ViTConfig(patch_size=patch_size, image_size=224))
+    assert prior.teacher_size(*size) == expected
+    assert prior.token_shape(*size) == (expected[0] * expected[1] // patch_size**2, 768)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov2_with_registers", "dinov3_vit"])
+@pytest.mark.parametrize("objective", ["official", "paper", "repa"])
+def test_every_teacher_serves_clips_of_128_pixels(clips, kind, objective):
+    teacher = tiny_teacher(kind, num_hidden_layers=1)
+    prior = DinoPrior(teacher, (0,), objective=objective, student_width=20, projection_channels=8)
+    frames = clips(1, 2, 3, 128, 128)
+    tokens = prior.extract(frames)
+    assert tokens[0].shape == (1, 2, *prior.token_shape(128, 128))
+    assert prior([torch.randn(1, 2, 64, 20)], tokens).isfinite()
+    if "dinov2" in kind:
+        resized = F.interpolate(frames[0], (126, 126), mode="bicubic", antialias=True)
+        torch.testing.assert_close(prior.extract(resized[None]), tokens)
+
+
+@pytest.mark.parametrize("objective", ["official", "paper", "repa"])
+def test_tokens_of_before_train_without_a_teacher(tmp_path, clips, objective):
+    tiny_teacher(num_hidden_layers=2).save_pretrained(tmp_path)
+    arguments = {"teacher_layers": (1,), "objective": objective, "student_width": 20, "projection_channels": 8}
+    whole = DinoPrior.from_pretrained(tmp_path, **arguments)
+    tokens = whole.extract(clips(1, 2, 3, 128, 128))
+    (tmp_path / "model.safetensors").unlink()
+    prior = DinoPrior.from_config(tmp_path, **arguments)
+    prior.load_state_dict(whole.state_dict())
+    spatial_states = [torch.randn(1, 2, 64, 20)]
+    assert torch.equal(prior(spatial_states, tokens), whole(spatial_states, tokens))
+    assert prior.token_shape(128, 128) == whole.token_shape(128, 128) == tokens[0].shape[2:]
+    assert prior.teacher is None
+    assert copy.deepcopy(prior).to(torch.float64).train().teacher is None
+    with pytest.raises(ValueError, match="built without its teacher: use from_pretrained"):
+        prior.extract(clips(1, 2, 3, 128, 128))
+
+
+@pytest.mark.parametrize("objective", ["official", "paper", "repa"])
+def test_the_loss_reads_nothing_back_from_the_device(monkeypatch, objective):
+    """Tensors on the meta device, which has no autocast, have no values to read."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    prior = DinoPrior(ViTConfig(**SIZES), objective=objective, student_width=20).to("meta")
+    channels = prior.token_shape(128, 128)[1]
+    spatial_states = [torch.empty(2, 3, 64, 20, device="meta", requires_grad=True) for _ in LAYERS]
+    loss = prior(spatial_states, [torch.empty(2, 3, 256, channels, device="meta") for _ in LAYERS])
+    loss.backward()
+    assert loss.shape == spatial_states[0].grad.mean().shape == ()
+
+
 # --- layers, state, errors
 
 
@@ -397,8 +525,10 @@ def test_a_copy_has_its_own_teacher(clips):
 
 
 def test_arguments_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match='objective="best": expected "official" or "paper"'):
+    with pytest.raises(ValueError, match='objective="best": expected "official", "paper" or "repa"'):
         DinoPrior(tiny_teacher(), objective="best")
+    with pytest.raises(ValueError, match='student_width=None with objective="repa"'):
+        DinoPrior(tiny_teacher(), objective="repa")
     with pytest.raises(ValueError, match="expected blocks of the teacher, 0 to 3"):
         DinoPrior(tiny_teacher(num_hidden_layers=4))
     with pytest.raises(ValueError, match="expected one for each of teacher_layers"):
@@ -408,8 +538,6 @@ def test_arguments_that_do_not_fit_are_refused():
 def test_inputs_that_do_not_fit_are_refused(clips, states):
     spatial_states, tokens = states
     prior = small_prior()
-    with pytest.raises(ValueError, match="height 60 and width 64: expected multiples of the teacher's patch size 8"):
-        prior.extract(clips(1, 1, 3, 60, 64))
     with pytest.raises(ValueError, match=r"expected \(batch, frames, 3, height, width\)"):
         prior.extract(clips(1, 3, 64, 64))
     with pytest.raises(ValueError, match="expected one for each of the 2 layers"):
@@ -425,6 +553,8 @@ def test_inputs_that_do_not_fit_are_refused(clips, states):
 def test_teachers_that_do_not_load_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"does not load .*facebook/dino-vits8"):
         DinoPrior.from_pretrained(tmp_path / "absent", local_files_only=True)
+    with pytest.raises(ValueError, match=r"does not load .*facebook/dino-vits8"):
+        DinoPrior.from_config(tmp_path / "absent", local_files_only=True)
     bert = BertModel(BertConfig(vocab_size=8, **SIZES | {"num_hidden_layers": 1}))
     bert.save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match=r'its model_type is "bert".*facebook/dino-vits8'):
