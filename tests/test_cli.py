@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, DiffusionPipeline
+from diffusers import AutoencoderTiny, DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -299,6 +299,25 @@ def test_every_scheduler_of_the_help_samples(endora, model_folder, tmp_path, nam
     assert record["scheduler"]["class"] == class_name
     if name == "ddim":
         assert record["timesteps"] == [999.0, 500.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name"),
+    [
+        ("dpmsolver++", "DPMSolverMultistepScheduler"),
+        ("unipc", "UniPCMultistepScheduler"),
+        ("euler", "FlowMatchEulerDiscreteScheduler"),
+    ],
+)
+def test_schedulers_of_a_flow_model(vae_folder, name, class_name):
+    transformer = EndoraTransformer3DModel(2, 8, num_layers=1, sample_size=8, out_channels=4)
+    vae = AutoencoderTiny.from_pretrained(vae_folder)
+    pipeline = EndoraPipeline(vae=vae, transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler())
+    pipeline.scheduler, _ = cli.choose_scheduler(pipeline, name, 10)
+    pipeline.prepare_scheduler()
+    assert type(pipeline.scheduler).__name__ == class_name
+    with pytest.raises(ValueError, match="--scheduler ddim: this model samples by rectified flow"):
+        cli.choose_scheduler(pipeline, "ddim", 10)
 
 
 def test_ddim_is_that_of_the_official_code(official_checkpoint, golden, vae_folder):
