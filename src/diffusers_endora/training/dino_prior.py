@@ -118,16 +118,14 @@ class DinoPrior(nn.Module):
                 raise ValueError('student_width=None with objective="repa": expected the width of the student.')
             widths = (student_width, projection_channels, projection_channels, config.hidden_size)
             self.projection = nn.ModuleList(perceptron(*widths) for _ in teacher_layers)
+            for name, values in (("pixel_mean", IMAGENET_DEFAULT_MEAN), ("pixel_std", IMAGENET_DEFAULT_STD)):
+                self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         elif objective == "paper":
             self.projection = nn.Conv2d(
                 config.num_attention_heads, projection_channels, 3, stride=2, padding=1, bias=False
             )
         else:  # nn.Conv2d's own initialisation, as the official code leaves it
             self.projection = nn.Conv2d(config.hidden_size, projection_channels, 2, stride=2, bias=False)
-
-        # What pixels went through in the training of all these teachers; "repa" alone does the same
-        for name, values in (("pixel_mean", IMAGENET_DEFAULT_MEAN), ("pixel_std", IMAGENET_DEFAULT_STD)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
         if isinstance(teacher, PretrainedConfig):
             self.teacher = None
