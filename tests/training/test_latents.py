@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
-from diffusers_endora.training.latents import LatentCache, encode_clips
+from diffusers_endora.training.latents import encode_frames, sample_latents
 
 
 @pytest.fixture
@@ -27,31 +27,22 @@ def tiny_vae() -> AutoencoderTiny:
 
 def test_kl_posterior_is_sampled_then_shifted_and_scaled(clips):
     vae = tiny_kl(scaling_factor=0.3, shift_factor=0.1)
-    latents = encode_clips(vae, clips, torch.Generator().manual_seed(1), chunk_size=2)
-    assert latents.shape == (2, 4, 3, 8, 8)
+    frames = clips.flatten(0, 1)
+    mean, log_variance = encode_frames(vae, frames, chunk_size=4)
     with torch.no_grad():
-        posterior = vae.encode(clips[0, 0:2]).latent_dist
-        first = (posterior.sample(torch.Generator().manual_seed(1)) - 0.1) * 0.3
-    torch.testing.assert_close(latents[0, :, :2].transpose(0, 1), first, rtol=1e-5, atol=1e-6)
+        posterior = vae.encode(frames).latent_dist
+        expected = (posterior.sample(torch.Generator().manual_seed(1)) - 0.1) * 0.3
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
+    latents = sample_latents(vae.config, mean, log_variance, noise)
+    torch.testing.assert_close(latents, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_tiny_autoencoder_has_no_posterior(clips):
     vae = tiny_vae()
+    frames = clips.flatten(0, 1)
+    mean, log_variance = encode_frames(vae, frames, chunk_size=4)
+    assert log_variance is None
     with torch.no_grad():
-        expected = vae.encode(clips.flatten(0, 1)).latents.unflatten(0, (2, 3)).transpose(1, 2) * 0.5
-    torch.testing.assert_close(encode_clips(vae, clips, chunk_size=4), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("make_vae", [tiny_kl, tiny_vae])
-def test_cache_encodes_a_frame_once_and_gives_the_same_latents(clips, make_vae, monkeypatch):
-    vae = make_vae()
-    cache, frame_ids = LatentCache(vae), torch.arange(6).view(2, 3)
-    expected = encode_clips(vae, clips, torch.Generator().manual_seed(1), chunk_size=6)
-    torch.testing.assert_close(
-        cache.encode_clips(clips, frame_ids, torch.Generator().manual_seed(1)), expected, rtol=1e-4, atol=1e-5
-    )
-    monkeypatch.setattr(vae, "encode", None)  # a second encoding would fail
-    again = cache.encode_clips(clips.flip(1), frame_ids.flip(1), torch.Generator().manual_seed(1))
-    assert again.shape == expected.shape
-    if make_vae is tiny_vae:
-        torch.testing.assert_close(again.flip(2), expected, rtol=1e-4, atol=1e-5)
+        expected = vae.encode(frames).latents * 0.5
+    latents = sample_latents(vae.config, mean, None, torch.full_like(mean, torch.nan))
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)

@@ -149,8 +149,8 @@ class FeatureCache:
         needed, free = self.bytes_of(missing), shutil.disk_usage(self.folder).free
         if needed > free:
             raise ValueError(
-                f"{self.folder}: the {self.features.name} of this corpus need {_gigabytes(needed)} more, of which "
-                f"{_gigabytes(free)} are free. Use another disk, fewer forms of a frame (--no-horizontal_flip, "
+                f"{self.folder}: the {self.features.name} of this corpus need {readable_size(needed)} more, of which "
+                f"{readable_size(free)} are free. Use another disk, fewer forms of a frame (--no-horizontal_flip, "
                 "--num_still_images 0), or int8."
             )
 
@@ -271,13 +271,7 @@ class FeatureCache:
 
     def _hash_videos(self) -> dict[int, tuple[Any, str]]:
         """Stamps and SHA-256 of each video; of files that the index knows, unchanged, without reading them."""
-        known = {}
-        if (self.folder / INDEX).is_file():
-            try:
-                videos = json.loads((self.folder / INDEX).read_text())["videos"].values()
-                known = {json.dumps(video["files"]): video["sha256"] for video in videos if video["files"]}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                logger.warning("%s is not used: it cannot be read (%s)", self.folder / INDEX, error)
+        known = {json.dumps(video["files"]): video["sha256"] for video in self._index().values() if video["files"]}
         mine, failure = {}, None
         try:
             for i in range(self.state.process_index, self.dataset.num_videos, self.state.num_processes):
@@ -289,23 +283,36 @@ class FeatureCache:
         raise_everywhere(self.state, failure)
         return {i: hashed for part in self._gathered([mine]) for i, hashed in part.items()}
 
-    def _write_index(self) -> None:
-        videos: dict[str, Any] = {}
-        for i, (stamps, digest) in self._hashes.items():
-            shards = self.shards[self._first_shard[i] : self._first_shard[i + 1]]
-            videos[self.dataset.video_name(i)] = {
-                "sha256": digest,
-                "files": stamps,
-                "shards": [str(shard.path.relative_to(self.folder)) for shard in shards],
+    def _index(self) -> dict[str, Any]:
+        """`index.json`'s videos, by name: SHA-256, stamps, and the shards with frames of it."""
+        if not (self.folder / INDEX).is_file():
+            return {}
+        try:
+            videos = json.loads((self.folder / INDEX).read_text())["videos"]
+            return {
+                name: {field: video[field] for field in ("sha256", "files", "shards")}
+                for name, video in videos.items()
             }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("%s is made anew: it cannot be read (%s)", self.folder / INDEX, error)
+            return {}
+
+    def _write_index(self) -> None:
+        videos = self._index()  # of other corpora, too, and of other forms of a frame
+        for i, (stamps, digest) in self._hashes.items():
+            name = self.dataset.video_name(i)
+            shards = {
+                shard.path.relative_to(self.folder).as_posix()
+                for shard in self.shards[self._first_shard[i] : self._first_shard[i + 1]]
+            }
+            if name in videos and videos[name]["sha256"] == digest:
+                shards |= set(videos[name]["shards"])
+            videos[name] = {"sha256": digest, "files": stamps, "shards": sorted(shards)}
         index = {
             "features": self.features.name,
             "key": self.features.key,
             "dtype": self.features.dtype,
             "outputs": {name: list(shape) for name, shape in self.features.shapes.items()},
-            "resolution": [self.dataset.height, self.dataset.width],
-            "antialias": self.dataset.antialias,
-            "forms": [FORMS[variant] for variant in self.variants],
             "videos": videos,
         }
         with written_atomically(self.folder / INDEX) as temporary:
@@ -339,7 +346,6 @@ def network_digest(path_or_repo: str | Path) -> str:
 
 INDEX = "index.json"
 SCALE = ".scale"
-FORMS = ("as it is", "mirrored", "still image")
 
 
 def compressed(name: str, values: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
@@ -394,5 +400,11 @@ def _is_intact(path: Path) -> bool:
     return True
 
 
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"
+def readable_size(num_bytes: int) -> str:
+    """A number of bytes for people: "142.0 GB"."""
+    size, unit = float(num_bytes), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,7 +1,8 @@
 """From flags to the parts of a training: corpus, networks, caches."""
 
 import argparse
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 
@@ -11,10 +12,13 @@ from ..models.autoencoder import is_certain, load_vae, vae_scale_factor
 from ..models.transformer_endora import EndoraTransformer3DModel
 from .arguments import is_corpus
 from .dino_prior import DinoPrior, student_layers_for
-from .feature_cache import FeatureCache, FrameFeatures, network_digest
+from .feature_cache import FeatureCache, FrameFeatures, network_digest, readable_size
 from .latents import encode_frames
 from .objective import predicts_variance
 from .presets import TRANSFORMERS
+
+# pixels (n, 3, H, W) to outputs (n, ...) by name
+Compute: TypeAlias = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 
 def load_clips(args: argparse.Namespace) -> tuple[ClipDataset, ClipDataset | None]:
@@ -113,7 +117,7 @@ def open_caches(
         ValueError: the disk has no room for them.
         OSError: it could not be written, or a network does not load.
     """
-    kinds: list[tuple[FrameFeatures, Any]] = []
+    kinds: list[tuple[FrameFeatures, Callable[[], Compute]]] = []
     if args.cache_latents:
         kinds.append((latent_features(args, vae_config), lambda: _latents_by(args.pretrained_vae, accelerator)))
     if args.cache_dino and prior is not None:
@@ -126,7 +130,7 @@ def open_caches(
             missing = cache.missing()
             accelerator.print(
                 f"{features.name} of {dataset.total_frames} frames in {len(cache.variants)} forms: "
-                f"{cache.num_bytes / 1e9:.2f} GB, {cache.bytes_of(missing) / 1e9:.2f} GB of them to compute, in "
+                f"{readable_size(cache.num_bytes)}, {readable_size(cache.bytes_of(missing))} of them to compute, in "
                 f"{cache.folder}"
             )
             cache.check_space(missing)
@@ -151,8 +155,9 @@ def token_features(args: argparse.Namespace, prior: DinoPrior) -> FrameFeatures:
     return FrameFeatures("tokens", key, {"tokens": shape}, args.cache_dino_dtype)
 
 
-def _latents_by(path_or_repo: str, accelerator: Any) -> Any:
-    vae = load_vae(path_or_repo).requires_grad_(False).to(accelerator.device)
+def _latents_by(path_or_repo: str, accelerator: Any) -> Compute:
+    vae = load_vae(path_or_repo).requires_grad_(False)
+    vae.to(accelerator.device)
 
     def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         mean, log_variance = encode_frames(vae, pixels.to(accelerator.device))
@@ -161,10 +166,14 @@ def _latents_by(path_or_repo: str, accelerator: Any) -> Any:
     return compute
 
 
-def _tokens_by(args: argparse.Namespace, prior: DinoPrior, accelerator: Any) -> Any:
-    options = {"objective": prior.objective, "teacher_layers": prior.teacher_layers}
+def _tokens_by(args: argparse.Namespace, prior: DinoPrior, accelerator: Any) -> Compute:
     teacher = DinoPrior.from_pretrained(
-        args.dino_model, **options, student_layers=prior.student_layers, student_width=prior.student_width
+        args.dino_model,
+        teacher_layers=prior.teacher_layers,
+        student_layers=prior.student_layers,
+        student_grid=prior.student_grid,
+        objective=prior.objective,
+        student_width=prior.student_width,
     ).to(accelerator.device)
 
     def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
