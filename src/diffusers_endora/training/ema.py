@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .sharding import full_tensor
+
 
 class MovingAverage:
     """Exponential moving average of parameters: after each step `average += (1 - decay) (parameters - average)`.
@@ -70,8 +72,7 @@ class MovingAverage:
 
     def full_tensors(self) -> list[torch.Tensor]:
         """The average on the CPU, shards put together: a collective call where there are any."""
-        full = (average.full_tensor() if isinstance(average, DTensor) else average for average in self.average)
-        return [average.cpu() for average in full]
+        return [full_tensor(average) for average in self.average]
 
     @torch.no_grad()
     def load(self, full_tensors: Iterable[torch.Tensor], num_steps: int) -> None:
@@ -84,6 +85,7 @@ class MovingAverage:
             if average.shape != tensor.shape:
                 raise ValueError(f"a tensor has shape {tuple(tensor.shape)}: expected {tuple(average.shape)}.")
             if isinstance(average, DTensor):
-                tensor = distribute_tensor(tensor.to(average.device), average.device_mesh, average.placements)
+                mesh = average.device_mesh
+                tensor = distribute_tensor(tensor.to(mesh.device_type), mesh, average.placements)
             average.copy_(tensor)
         self.num_steps = num_steps

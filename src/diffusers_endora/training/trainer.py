@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -29,6 +28,7 @@ from .feature_cache import FeatureCache
 from .gaussian_baseline import GaussianBaseline
 from .latents import encode_frames, sample_latents
 from .objective import sample_timesteps
+from .sharding import full_tensor, prepare_to_shard, reshard
 from .training_clips import TrainingClips
 from .training_log import TrainingLog
 from .training_model import TrainingModel, drop_labels
@@ -124,6 +124,7 @@ class Trainer:
             num_warmup_steps=args.lr_warmup_steps,
             num_training_steps=args.max_train_steps,
         )
+        prepare_to_shard(accelerator, model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.skips_on_device = not args.use_8bit_adam and accelerator.scaler is None
         self.ema = None
@@ -382,6 +383,7 @@ class Trainer:
                 mse = self.model(**self.inputs(batch)).mse
                 if place < len(batches):
                     sums += torch.stack([mse.double().sum(), sums.new_tensor(len(mse))])
+        reshard(self.model)  # the weights are no longer those of the last forward
         self.model.train()
         total, count = accelerator.reduce(sums, reduction="sum").tolist()
         return total / count
@@ -510,12 +512,6 @@ class _LastStep(NamedTuple):
     is_bad: torch.Tensor  # on the CPU, once `event` has come
     event: torch.Event | None
     errors: list[torch.Tensor]  # (B,) of each micro-batch
-
-
-def full_tensor(value: torch.Tensor) -> torch.Tensor:
-    """A tensor on the CPU, its shards put together where it has any."""
-    value = value.detach()
-    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
 
 
 def resident_memory() -> int:
