@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 app = typer.Typer(
     name="endora",
     help="Endora, the endoscopy video generation model: generate clips, evaluate them, prepare corpora, convert "
-    "official checkpoints.",
+    "official checkpoints, publish models.",
     **SETTINGS,
 )
 
@@ -101,11 +101,16 @@ def generate(
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... Without it, a GPU where there is one.")
     ] = None,
+    visible_mark: Annotated[
+        bool,
+        typer.Option("--visible_mark", help="SYNTHETIC in a corner of every frame; not for clips to evaluate."),
+    ] = False,
 ) -> None:
     """Generate clips.
 
     Writes clip_0000.mp4, clip_0001.mp4, ..., contact_sheet.png (a row per clip, the first 16) and generation.json
-    (arguments, versions, seeds). A clip depends on its seed alone, not on --num_clips or --batch_size.
+    (arguments, versions, seeds). A clip depends on its seed alone, not on --num_clips or --batch_size. The metadata of
+    each (title, comment) say that it is synthetic, with the model, the hash of its weights and the seed.
 
     \b
     Example:
@@ -127,6 +132,7 @@ def generate(
 
     from . import EndoraPipeline, __version__
     from .data.contact_sheet import save_contact_sheet
+    from .data.provenance import hash_of_weights, mark_as_synthetic, synthetic_metadata
     from .data.video_io import write_video
 
     # 1. The pipeline
@@ -144,8 +150,14 @@ def generate(
         raise ValueError(
             f"--device {device}: is not a device of this machine; expected cpu, cuda, cuda:1, ..."
         ) from error
-    pipeline = EndoraPipeline.from_pretrained(model, dtype=getattr(torch, dtype)).to(target)
+    folder = model if Path(model).is_dir() else EndoraPipeline.download(model)
+    pipeline = EndoraPipeline.from_pretrained(folder, dtype=getattr(torch, dtype)).to(target)
     pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)
+    model_hash = hash_of_weights(folder)
+    if visible_mark:
+        trained = np.broadcast_to(pipeline.transformer.config.sample_size, 2) * pipeline.vae_scale_factor
+        size = (height or trained[0], width or trained[1])
+        mark_as_synthetic(np.zeros((1, *size, 3), np.uint8))  # what is too small is refused before the work
 
     # 2. Clips, batch by batch
     codec, extension = FORMATS[file_format]
@@ -169,7 +181,10 @@ def generate(
         output.mkdir(parents=True, exist_ok=True)
         for clip, clip_seed in zip(as_uint8(frames, dtype), seeds, strict=True):
             name = f"clip_{len(clips):04d}{extension}"
-            write_video(output / name, clip, fps, codec=codec)
+            if visible_mark:
+                clip = mark_as_synthetic(clip)
+            metadata = synthetic_metadata(model, model_hash, clip_seed)
+            write_video(output / name, clip, fps, codec=codec, metadata=metadata)
             clips.append({"file": name, "seed": clip_seed, "class_label": class_label})
             if len(shown) < CLIPS_ON_CONTACT_SHEET:
                 shown.append(clip)
@@ -184,6 +199,7 @@ def generate(
     }
     record = {
         "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()},
+        "model_hash": model_hash,
         "device": str(target),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler_config},
         "timesteps": [float(timestep) for timestep in pipeline.scheduler.timesteps],
@@ -432,7 +448,8 @@ def convert(
     """Convert an official checkpoint to a pipeline folder, ready to load and to publish.
 
     What the model does not use goes to transformer/original_extras.safetensors, from which `endora export` writes the
-    same checkpoint again, bit for bit.
+    same checkpoint again, bit for bit. conversion.json says which file it was; `endora publish` asks for a --license
+    where it finds one.
 
     \b
     Example:
@@ -448,6 +465,7 @@ def convert(
     from diffusers import DDPMScheduler
 
     from . import EndoraPipeline
+    from .hub import write_conversion_record
     from .models.autoencoder import load_vae
     from .models.original_checkpoint import OriginalExtras, read_original_checkpoint
 
@@ -472,6 +490,7 @@ def convert(
     with folder_written_atomically(output) as temporary:
         EndoraPipeline(vae=decoder, transformer=transformer, scheduler=scheduler).save_pretrained(temporary)
         extras.save(temporary / "transformer" / OriginalExtras.FILE_NAME)
+        write_conversion_record(temporary, checkpoint, block_order, vae)
     classes = "no classes" if config.num_classes is None else f"{config.num_classes} classes"
     typer.echo(
         f"{output}: {2 * config.num_layers} blocks ({block_order}), {config.num_attention_heads} heads, "
@@ -518,6 +537,69 @@ def export(
         typer.echo(f"{extras_file}: not there, so these were made anew, and cov.weight (training only) left out:")
     for key, how in regenerated.items():
         typer.echo(f"  {key}: {how}")
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="A pipeline folder: of a training, or of `endora convert`.")],
+    repo: Annotated[str, typer.Argument(help="The model repository, owner/name; made where it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="A repository that you alone see.")] = False,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            help="Licence of the model, as the Hub writes it: mit, cc-by-nc-4.0, ... Required for a converted "
+            "checkpoint, as the official code and weights state none. There is no default.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="What `endora evaluate` wrote: its folder or report.json, for the card."),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option("--dataset", help="Id on the Hub of the training data, where the training does not name it."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch to publish to; made where it is not there.")
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create_pr", help="Open a pull request instead.")] = False,
+    tag: Annotated[str | None, typer.Option("--tag", help="Tag the commit, such as step-10000.")] = None,
+    overwrite_card: Annotated[
+        bool, typer.Option("--overwrite_card", help="Write README.md anew though somebody has edited it.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry_run", help="List what would be uploaded; ask the Hub nothing.")
+    ] = False,
+) -> None:
+    """Publish a pipeline folder on the Hugging Face Hub, in one commit.
+
+    The folder is checked first. Uploaded are the models (safetensors), the model card, the self-contained pipeline.py,
+    the training's arguments, results and logs without local paths and tokens, and a sample clip; nothing in the folder
+    is changed. What was interrupted goes on where it stopped. The token is that of `hf auth login` or HF_TOKEN.
+
+    \b
+    Example:
+        endora publish my-endora me/endora-colon --license cc-by-nc-4.0 --report report --private
+        endora publish my-endora me/endora-colon --tag step-10000
+    """
+    from .hub import full_repo_id, prepare_publication, upload
+
+    if not dry_run:
+        repo = full_repo_id(repo)
+    if create_pr and tag is not None:
+        raise ValueError("--tag with --create_pr: a pull request is tagged when it is merged; leave one of them out.")
+    publication = prepare_publication(
+        folder, repo, license=license, report=report, datasets=dataset or (), overwrite_card=overwrite_card
+    )
+    for note in publication.notes:
+        typer.echo(f"note: {note}")
+    if dry_run:
+        for name, size in publication.sizes().items():
+            typer.echo(f"{size:>13,} {name}")
+        typer.echo(f"{repo}: {len(publication.files)} files; nothing was uploaded (--dry_run)")
+        return
+    typer.echo(upload(publication, repo, private=private or None, revision=revision, create_pr=create_pr, tag=tag))
 
 
 app.command()(commands.prepare)
