@@ -108,6 +108,7 @@ class Handler(BaseHTTPRequestHandler):
 
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer in two writes would wait for the client's acknowledgement, 40 ms
 
     def log_message(self, *_) -> None:
         pass
