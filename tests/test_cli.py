@@ -1,11 +1,13 @@
 """The `endora` command: files it leaves, files it does not leave, and one line for each error."""
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from diffusers_endora import (
     load_original_checkpoint,
     save_original_checkpoint,
 )
+from diffusers_endora.data.provenance import mark_as_synthetic
 from diffusers_endora.data.video_io import read_frames, read_video_info
 from diffusers_endora.models.original_checkpoint import OriginalExtras
 
@@ -77,9 +80,10 @@ def model_folder(endora, checkpoint, vae_folder, tmp_path) -> Path:
 # --- convert and export ----------------------------------------------------------------------------------------------
 
 
-def test_convert_writes_a_folder_ready_to_publish(model_folder, vae_folder):
+def test_convert_writes_a_folder_ready_to_publish(endora, refused, checkpoint, model_folder, vae_folder):
     names = {str(path.relative_to(model_folder)) for path in model_folder.rglob("*") if path.is_file()}
     assert names == {
+        "conversion.json",
         "model_index.json",
         "pipeline.py",
         "scheduler/scheduler_config.json",
@@ -95,9 +99,19 @@ def test_convert_writes_a_folder_ready_to_publish(model_folder, vae_folder):
     assert {name: scheduler[name] for name in expected} == expected
     for text in model_folder.rglob("*.json"):
         assert str(vae_folder) not in text.read_text(), f"{text} tells where it was made"
+    record = json.loads((model_folder / "conversion.json").read_text())
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert record["source"] == {"file": "official.pt", "sha256": digest}
+    assert (record["block_order"], record["vae"]) == ("interleaved", "vae")
     pipeline = DiffusionPipeline.from_pretrained(model_folder)
     assert isinstance(pipeline, EndoraPipeline)
     assert pipeline.transformer.config.num_classes == 3
+
+    assert "state no licence; say with --license" in refused("publish", model_folder, "me/model", "--dry_run")
+    code, out, _ = endora("publish", model_folder, "me/model", "--dry_run", "--license", "cc-by-nc-4.0")
+    assert code == 0
+    for name in ("conversion.json", "transformer/original_extras.safetensors", "README.md"):
+        assert f" {name}\n" in out
     assert set(load_file(model_folder / "transformer/original_extras.safetensors")) == {
         *("pos_embed", "temp_embed", "cov.weight"),
         *("linear.weight", "linear.bias", "linear_2.weight", "linear_2.bias"),
@@ -254,6 +268,12 @@ def test_generate_writes_clips_a_contact_sheet_and_a_record(endora, model_folder
         ("clip_0002.mp4", 7, 1),
     ]
     assert record["arguments"]["model"] == str(model_folder)
+    weights = (model_folder / "transformer/diffusion_pytorch_model.safetensors").read_bytes()
+    assert record["model_hash"] == hashlib.sha256(weights).hexdigest()
+    with av.open(str(out / "clip_0001.mp4")) as container:
+        comment = container.metadata["comment"]
+    assert comment.startswith("Synthetic: ")
+    assert f"Model: model; SHA-256 of the weights: {record['model_hash']}; Seed: 6;" in comment
     assert record["arguments"]["guidance_scale"] == 2.0
     assert record["scheduler"]["class"] == "DDPMScheduler"
     assert record["timesteps"] == [999.0, 0.0]
@@ -280,6 +300,20 @@ def test_generated_pixels_are_those_of_the_pipeline(endora, model_folder, tmp_pa
     expected = pipeline(num_inference_steps=2, generator=generator, return_dict=False, **sizes)[0][0]
     written = read_frames(tmp_path / "clips/clip_0000", range(2))
     assert np.array_equal(written, np.stack([np.asarray(frame) for frame in expected]))
+
+
+def test_the_visible_mark_is_in_clips_and_contact_sheet(endora, refused, model_folder, tmp_path):
+    options = ("--num_inference_steps", 1, "--format", "png", "--num_frames", 1)
+    line = refused("generate", model_folder, "--output", tmp_path / "small", *options, "--visible_mark")
+    assert "frames of 16x16 pixels are too small for the mark" in line
+    options += ("--height", 32, "--width", 72)
+    pictures = []
+    for name, mark in (("plain", ()), ("marked", ("--visible_mark",))):
+        assert endora("generate", model_folder, "--output", tmp_path / name, *options, *mark)[0] == 0
+        pictures.append(read_frames(tmp_path / name / "clip_0000", [0])[0])
+    assert np.array_equal(pictures[1], mark_as_synthetic(pictures[0][None])[0])
+    sheets = [(tmp_path / name / "contact_sheet.png").read_bytes() for name in ("plain", "marked")]
+    assert sheets[0] != sheets[1]
 
 
 @pytest.mark.parametrize(
@@ -516,7 +550,7 @@ def test_evaluate_without_generated_clips_needs_a_ladder(refused, tmp_path, offl
 
 def test_every_help_has_an_example():
     commands = [command.callback.__name__ for command in cli.app.registered_commands if command.callback]
-    assert commands == ["generate", "evaluate", "convert", "export", "prepare", "audit"]
+    assert commands == ["generate", "evaluate", "convert", "export", "publish", "prepare", "audit"]
     for command in commands:
         result = CliRunner().invoke(cli.app, [command, "--help"])
         assert result.exit_code == 0

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..data.provenance import synthetic_metadata
 from ..data.video_io import write_video, written_atomically
 from .distributed import shared_state
 from .feature_extractors import hash_weights
@@ -69,6 +70,9 @@ def sample_clips(
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     state.wait_for_everyone()
 
+    metadata = synthetic_metadata(
+        pipeline.config.get("_name_or_path") or type(pipeline).__name__, f"{settings['transformer']} (of the tensors)"
+    )
     paths = [folder / f"clip_{i:05d}.mkv" for i in range(num_clips)]
     batches = [range(first, first + batch_size) for first in range(0, num_clips, batch_size)]
     missing = [batch for batch in batches if not all(path.is_file() for path in paths[batch.start : batch.stop])]
@@ -91,7 +95,7 @@ def sample_clips(
             raise ValueError(f"{folder}: the model gives pixels that are not finite; is its precision enough?")
         for i, clip in zip(batch, (clips * 255).round().astype(np.uint8), strict=True):
             if i < num_clips and not paths[i].is_file():
-                write_video(paths[i], clip, fps=8, codec="ffv1")
+                write_video(paths[i], clip, fps=8, codec="ffv1", metadata=metadata)
     state.wait_for_everyone()
     return folder
 
