@@ -370,6 +370,26 @@ def test_refusals_are_one_sentence(hub, trained, endora):
     assert endora("publish", trained, "no/such/name")[0] == 1
 
 
+def test_a_failed_transfer_of_another_kind_is_a_sentence_too(hub, trained, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("Data processing error")  # as the transfer by Xet ends
+
+    monkeypatch.setattr("huggingface_hub.HfApi.preupload_lfs_files", fail)
+    with pytest.raises(ConnectionError, match=r"the transfer of files failed \(Data processing error\)"):
+        publish_folder(trained, "me/model")
+
+
+def test_an_earlier_model_stays_whole_when_a_later_one_fails(hub, copy):
+    publish_folder(copy, "me/model")
+    before = dict(hub.repositories["me/model"].files())
+    path = copy / "transformer/diffusion_pytorch_model.safetensors"
+    save_file({name: weight + 1 for name, weight in load_file(path).items()}, path, metadata={"format": "pt"})
+    hub.faults = [Fault("POST /api/models/me/model/commit", times=1000, status=500)]
+    with pytest.raises(ConnectionError, match="not half published"):
+        publish_folder(copy, "me/model")
+    assert hub.repositories["me/model"].files() == before
+
+
 # What is checked first
 
 

@@ -210,8 +210,10 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
         yield
     except Exception as raised:
         error: BaseException = raised
-        if isinstance(raised, RuntimeError) and raised.__cause__ is not None:  # of the transfer of files
-            error = raised.__cause__
+        if isinstance(raised, RuntimeError):  # of the transfer of files
+            error = raised.__cause__ or ConnectionError(
+                f"the transfer of files failed ({raised}); the same call goes on where it stopped"
+            )
         status = status_of(error)
         if status == 401:
             raise PermissionError(
@@ -236,7 +238,9 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
             ) from raised
         if isinstance(error, HfHubHTTPError):
             raise OSError(f"the Hub refuses: {reason(error)}") from raised
-        raise
+        if error is raised:
+            raise
+        raise error from raised
 
 
 def is_broken_connection(error: BaseException) -> bool:
