@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderTiny
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -75,6 +75,20 @@ def batch(rank: int | None = None) -> dict[str, Any]:
         "class_labels": labels[part],
         "teacher_tokens": [layer[part] for layer in tokens],
     }
+
+
+def accelerator_of_fsdp2(mixed_precision: str, device: str) -> SimpleNamespace:
+    """What an `Accelerator` with `fsdp2.yaml` says of itself."""
+    policy = None
+    if mixed_precision == "bf16":
+        policy = MixedPrecisionPolicy(*[torch.bfloat16] * 3)
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=2, mixed_precision_policy=policy))
+    return SimpleNamespace(
+        state=state,
+        distributed_type=DistributedType.FSDP,
+        mixed_precision=mixed_precision,
+        device=torch.device(device),
+    )
 
 
 def full(named_tensors: Any) -> dict[str, torch.Tensor]:
@@ -184,14 +198,11 @@ def process(rank: int, folder: Path) -> None:
     )
 
     # 4. Mixed precision
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, output_dtype=torch.bfloat16)
-    plugin = SimpleNamespace(fsdp_version=2, mixed_precision_policy=policy)  # as Accelerate sets it up
-    accelerator = SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="bf16", device=torch.device("cpu")
-    )
     model = small_model()
-    prepare_to_shard(accelerator, model)
-    losses = shard(model, mp_policy=plugin.mixed_precision_policy)(**batch(rank))
+    accelerator = accelerator_of_fsdp2("bf16", "cpu")
+    prepare_to_shard(accelerator, model, BATCH_SIZE // NUM_PROCESSES)
+    policy = accelerator.state.fsdp_plugin.mixed_precision_policy
+    losses = shard(model, mp_policy=policy)(**batch(rank))
     losses.total.backward()
     found["bf16_losses"], found["bf16_gradients"] = detached(losses), gradients(model)
 
@@ -240,7 +251,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder) -> list[dict[str, Any]]:
     """What each of the processes found."""
-    torch.multiprocessing.spawn(process, (folder,), nprocs=NUM_PROCESSES)
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # imported once for both
+    torch.multiprocessing.start_processes(process, (folder,), nprocs=NUM_PROCESSES, start_method="forkserver")
     return [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in range(NUM_PROCESSES)]
 
 
@@ -330,12 +342,8 @@ def test_mixed_precision_is_autocast_and_the_loss_stays_in_float32(found):
 
 
 def test_the_teacher_follows_to_the_device_though_it_is_no_submodule():
-    plugin = SimpleNamespace(fsdp_version=2)
-    accelerator = SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no", device=torch.device("meta")
-    )
     model = small_model()
-    prepare_to_shard(accelerator, model)
+    prepare_to_shard(accelerator_of_fsdp2("no", "meta"), model, BATCH_SIZE)
     assert all(value.is_meta for value in model.prior.teacher.parameters())
     assert not any(value.is_meta for value in model.parameters())
 

@@ -3,19 +3,23 @@
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from .training_model import TrainingModel
 
 
-def prepare_to_shard(accelerator: Any, model: TrainingModel) -> None:
-    """What Accelerate leaves out with FSDP2; called before `accelerator.prepare`. Does nothing without FSDP2.
+def prepare_to_shard(accelerator: Any, model: TrainingModel, batch_size: int) -> None:
+    """What Accelerate leaves out with FSDP2 and DeepSpeed; called before `accelerator.prepare`. Else does nothing.
 
-    The teacher, which is no submodule of the model, goes to the device. And mixed precision becomes that of the other
-    ways to train: Accelerate would have FSDP2 cast all that the model is given, noise and continuous timesteps too,
-    and compute the loss in 16 bits. With autocast the networks alone do, and gradients add up in float32.
+    FSDP2: the teacher, which is no submodule of the model, goes to the device. And mixed precision becomes that of the
+    other ways to train: Accelerate would have FSDP2 cast all that the model is given, noise and continuous timesteps
+    too, and compute the loss in 16 bits. With autocast the networks alone do, and gradients add up in float32.
+    DeepSpeed: it is told the batch size of a process, which else a loader would have to tell.
     """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = batch_size
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None or plugin.fsdp_version != 2:
         return

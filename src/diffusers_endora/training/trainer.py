@@ -124,7 +124,7 @@ class Trainer:
             num_warmup_steps=args.lr_warmup_steps,
             num_training_steps=args.max_train_steps,
         )
-        prepare_to_shard(accelerator, model)
+        prepare_to_shard(accelerator, model, args.train_batch_size)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.skips_on_device = not args.use_8bit_adam and accelerator.scaler is None
         self.ema = None
@@ -499,7 +499,7 @@ class Trainer:
             "num_parameters": sum(parameter.numel() for parameter in parameters),
             "num_videos": self.dataset.num_videos,
             "num_broken": self.dataset.num_broken,
-            "learning_rate": self.optimizer.defaults["lr"],
+            "learning_rate": self.lr_scheduler.base_lrs[0],
             "num_processes": self.accelerator.num_processes,
             "mixed_precision": self.accelerator.mixed_precision,
         }
