@@ -22,6 +22,7 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 from huggingface_hub import HfApi
 
 from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
+from diffusers_endora.data.video_io import replacing_entries
 from diffusers_endora.hub import publish_folder, save_model_card
 from diffusers_endora.models.autoencoder import load_vae, load_vae_config
 from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments
@@ -132,17 +133,27 @@ def main() -> None:
     # 4. Results
     results = trainer.results()
     weights, results["weights_of_step"] = trainer.final_weights()
+    failed = False
     if accelerator.is_main_process:
-        assemble(weights).save_pretrained(str(output_dir))
         facts = {"arguments": vars(args), "results": results, "class_names": dataset.class_names}
-        (output_dir / "training.json").write_text(json.dumps(facts, indent=2))
-        save_model_card(output_dir, vars(args), results, dataset.class_names)
-        print(summary(results))
-        print(f"Pipeline: {output_dir}")
-        if args.push_to_hub:
-            address = publish_folder(output_dir, args.hub_model_id, token=hub_token, private=args.hub_private)
-            print(f"Published: {address}")
+        try:
+            with replacing_entries(output_dir) as folder:
+                assemble(weights).save_pretrained(str(folder))
+                (folder / "training.json").write_text(json.dumps(facts, indent=2))
+                save_model_card(folder, vars(args), results, dataset.class_names)
+            print(summary(results))
+            print(f"Pipeline: {output_dir}")
+            if args.push_to_hub:
+                address = publish_folder(
+                    output_dir, args.hub_model_id, token=hub_token, private=args.hub_private, license=args.license
+                )
+                print(f"Published: {address}")
+        except (ValueError, OSError) as error:
+            print(f"train_endora.py: error: {error}", file=sys.stderr)
+            failed = True
     accelerator.end_training()
+    if failed:
+        sys.exit(1)
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -53,7 +53,9 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
 
 def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    monkeypatch.setattr(checkpoints, "remove", lambda path: path.rename(path.with_name("checkpoint-1.old.partial")) / 0)
+    monkeypatch.setattr(
+        checkpoints, "remove", lambda path: path.rename(path.with_name("checkpoint-1.old.partial")) / 0
+    )
     with pytest.raises(TypeError):  # dies after the old one has gone
         save(tmp_path, 1)
     assert list_checkpoints(tmp_path) == []

@@ -783,6 +783,25 @@ def written_atomically(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def replacing_entries(folder: Path) -> Iterator[Path]:
+    """Yields a new folder inside `folder`; on success its entries take the place of those of the same name there.
+
+    On any failure what was written is removed and `folder` is as it was.
+    """
+    temporary = folder / f".new-{uuid.uuid4().hex[:12]}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        for entry in sorted(temporary.iterdir()):
+            target = folder / entry.name
+            if target.is_dir():
+                target.rename(temporary / f".old-{entry.name}")
+            entry.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _encode(
     temporary: Path, frames: np.ndarray, fps: float, codec: str, crf: int, metadata: Mapping[str, str], path: Path
 ) -> None:

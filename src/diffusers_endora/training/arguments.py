@@ -164,6 +164,11 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = No
     if args.zero_terminal_snr and args.prediction_type != "v_prediction":
         parser.error("--zero_terminal_snr needs --prediction_type v_prediction: noise alone does not tell its noise.")
 
+    if args.zero_terminal_snr and args.loss_weighting != "none":
+        parser.error(
+            f"--zero_terminal_snr needs --loss_weighting none: {args.loss_weighting} gives the last timestep weight 0."
+        )
+
     positive = ["resolution", "num_frames", "train_batch_size", "max_train_steps", "gradient_accumulation_steps"]
     positive += ["checkpointing_steps", "validation_steps", "num_validation_clips", "logging_steps", "max_loss"]
     positive += ["validation_inference_steps", "frame_interval", "checkpoints_total_limit", "validation_loss_clips"]
@@ -235,7 +240,8 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str) -> None:
                 parser.error(f"--config {config}: {name}: {value!r}: expected true or false.")
         elif value is not None:
             try:
-                value = (action.type or str)(value) if not isinstance(value, bool) else None
+                convert: Any = action.type or str
+                value = None if isinstance(value, bool) else convert(value)
             except (TypeError, ValueError):
                 value = None
             if value is None or (action.choices and value not in action.choices):

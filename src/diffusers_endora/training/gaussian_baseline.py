@@ -6,12 +6,12 @@ import torch
 
 
 class GaussianBaseline:
-    """The noise-prediction error of the best predictor for independent Gaussian latents.
+    """The prediction error of the best predictor for independent Gaussian latents.
 
     Every latent element (channel, row, column) is modelled as N(mu, v), with moments over all frames seen. For
-    x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, the posterior mean of eps is then the optimal prediction, and its expected
-    squared error the posterior variance a_t v / (a_t v + 1 - a_t) (Bishop 2006, eq. 2.113-2.117). A diffusion model
-    that does not score well below it has not learned what the frames look like.
+    x_t = a x_0 + b eps, the posterior mean of any c x_0 + d eps is then the optimal prediction, and its expected
+    squared error the posterior variance (a d - b c)^2 v / (a^2 v + b^2) (Bishop 2006, eq. 2.113-2.117). A diffusion
+    model that does not score well below it has not learned what the frames look like.
     """
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ class GaussianBaseline:
             both.count = round(count.item())
         return both
 
-    def eps_mse(self, alphas_cumprod: torch.Tensor) -> float:
-        """Mean squared error per element, over positions and uniform timesteps.
+    def expected_error(self, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> float:
+        """Mean squared error per element, over positions and timesteps.
 
         Args:
-            alphas_cumprod: `(T,)`, of the training schedule.
+            a, b, c, d: `(T,)` each, what the model sees, a x_0 + b eps, and is to predict, c x_0 + d eps.
 
         Raises:
             ValueError: before the first `update`.
@@ -52,8 +52,8 @@ class GaussianBaseline:
             raise ValueError("GaussianBaseline has seen no latents: call update first.")
         mean = self.sum / self.count
         variance = (self.sum_of_squares / self.count - mean.square()).clamp(min=0).flatten()
-        signal = alphas_cumprod.to(variance)[:, None] * variance
-        return (signal / (signal + 1 - alphas_cumprod.to(variance)[:, None])).mean().item()
+        a, b, c, d = (value.to(variance)[:, None] for value in (a, b, c, d))
+        return (variance * (a * d - b * c).square() / (a.square() * variance + b.square())).mean().item()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The moments, for a checkpoint; empty before the first `update`."""
@@ -63,7 +63,10 @@ class GaussianBaseline:
 
     def clear(self) -> None:
         """Forgets the frames that it has seen, but not of what shape they are."""
-        self.count, self.sum, self.sum_of_squares = 0, 0 * self.sum, 0 * self.sum_of_squares
+        self.count = 0
+        for sums in (self.sum, self.sum_of_squares):
+            if sums is not None:
+                sums.zero_()
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Takes the moments of `state_dict`, on any device."""

@@ -98,6 +98,28 @@ def sample_timesteps(
     return (uniform * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)  # a sigmoid can round to 1
 
 
+def coefficients(
+    scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler, timesteps: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of clip and noise in what the model sees, x_t = a x_0 + b eps, and in what it is to predict, c x_0 + d eps.
+
+    Args:
+        scheduler: of `make_scheduler`.
+        timesteps: `(B,)`, on the CPU.
+
+    Returns:
+        a, b, c, d, each `(B,)`: for the noise c = 0 and d = 1, for v c = -b and d = a, for the velocity c = -1, d = 1.
+    """
+    if is_flow(scheduler):
+        sigma = timesteps / scheduler.config["num_train_timesteps"]
+        return 1 - sigma, sigma, -torch.ones_like(sigma), torch.ones_like(sigma)
+    signal = scheduler.alphas_cumprod.cpu()[timesteps]
+    a, b = signal.sqrt(), (1 - signal).sqrt()
+    if scheduler.config["prediction_type"] == "v_prediction":
+        return a, b, -b, a
+    return a, b, torch.zeros_like(a), torch.ones_like(a)
+
+
 def loss_weights(
     scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler,
     timesteps: torch.Tensor,

@@ -28,8 +28,9 @@ def load_clips(args: argparse.Namespace) -> tuple[ClipDataset, ClipDataset | Non
         ValueError: there is no such corpus, or nothing usable in it.
     """
     train = _clips_of(_source(args, args.dataset_split, args.train_data_dir), args)
+    clips_per_video = max(args.validation_loss_clips, args.validation_fvd or 0)
     if args.validation_fraction is not None:
-        return train.split(args.validation_fraction, args.validation_loss_clips)
+        return train.split(args.validation_fraction, clips_per_video)
     if args.validation_data_dir is not None:
         held_out = args.validation_data_dir
     elif args.validation_split is not None:
@@ -37,7 +38,7 @@ def load_clips(args: argparse.Namespace) -> tuple[ClipDataset, ClipDataset | Non
     else:
         return train, None
     options = {"fixed_offsets": True, "horizontal_flip": False, "cache_gb": 0.0}
-    return train, _clips_of(held_out, args, **options, clips_per_video=args.validation_loss_clips)
+    return train, _clips_of(held_out, args, **options, clips_per_video=clips_per_video)
 
 
 def _source(args: argparse.Namespace, split: str, folder: str | None) -> Any:
@@ -143,7 +144,7 @@ def open_caches(
 def latent_features(args: argparse.Namespace, vae_config: Any) -> FrameFeatures:
     """What is kept of the VAE's posterior of a frame."""
     side = args.resolution // vae_scale_factor(vae_config)
-    shape = (vae_config.latent_channels, side, side)
+    shape: tuple[int, ...] = (vae_config.latent_channels, side, side)
     shapes = {"latent_mean": shape} | ({} if is_certain(vae_config) else {"latent_log_variance": shape})
     return FrameFeatures("latents", network_digest(args.pretrained_vae), shapes, args.cache_latents_dtype)
 
@@ -171,7 +172,6 @@ def _tokens_by(args: argparse.Namespace, prior: DinoPrior, accelerator: Any) -> 
         args.dino_model,
         teacher_layers=prior.teacher_layers,
         student_layers=prior.student_layers,
-        student_grid=prior.student_grid,
         objective=prior.objective,
         student_width=prior.student_width,
     ).to(accelerator.device)

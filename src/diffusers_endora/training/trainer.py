@@ -27,7 +27,7 @@ from .ema import MovingAverage
 from .feature_cache import FeatureCache
 from .gaussian_baseline import GaussianBaseline
 from .latents import encode_frames, sample_latents
-from .objective import sample_timesteps
+from .objective import coefficients, sample_timesteps
 from .sharding import full_tensor, prepare_to_shard, reshard
 from .training_clips import TrainingClips
 from .training_log import TrainingLog
@@ -140,6 +140,7 @@ class Trainer:
         self.early_stopping = EarlyStopping(args.early_stopping_patience)
         self.data_wait = self.busy = 0.0  # seconds
         self.samples = 0
+        self._latents: list[torch.Tensor] = []  # of each micro-batch of the step under way
         self._errors: list[torch.Tensor] = []  # (B,) of each micro-batch of the step under way
         self._last: _LastStep | None = None
 
@@ -168,7 +169,7 @@ class Trainer:
                 torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
                 with accelerator.accumulate(self.model):
                     inputs = self.inputs(batch)
-                    self.baseline.update(inputs["latents"])
+                    self._latents.append(inputs["latents"])
                     losses = self.model(**inputs)
                     accelerator.backward(losses.total)
                     self.log.add(losses, inputs["timesteps"])
@@ -256,6 +257,9 @@ class Trainer:
             self.lr_scheduler.step()
             if self.ema is not None:
                 self.ema.step(self.averaged())
+            for latents in self._latents:
+                self.baseline.update(latents)
+            self._latents = []
             copied = is_bad.to("cpu", non_blocking=True)
             event = None if copied.device == is_bad.device else torch.Event(is_bad.device)
             if event is not None:
@@ -486,7 +490,6 @@ class Trainer:
         """What the training measured; all processes call it, after `fit`."""
         self.log.flush(self.accelerator)
         baseline = self.baseline.gathered(self.accelerator)
-        alphas_cumprod = getattr(self.scheduler, "alphas_cumprod", None)
         parameters = list(self.unwrapped.transformer.parameters())
         return {
             "steps": self.step,
@@ -494,7 +497,7 @@ class Trainer:
             "averaged_steps": len(self.log.window),
             "skipped_steps": self.log.num_bad_steps,
             **self.log.means(),
-            "gaussian_mse": None if alphas_cumprod is None else baseline.eps_mse(alphas_cumprod),
+            "gaussian_mse": self._expected_error(baseline),
             "held_out_loss": self.early_stopping.best_loss if self.early_stopping.best_step else None,
             "num_parameters": sum(parameter.numel() for parameter in parameters),
             "num_videos": self.dataset.num_videos,
@@ -503,6 +506,13 @@ class Trainer:
             "num_processes": self.accelerator.num_processes,
             "mixed_precision": self.accelerator.mixed_precision,
         }
+
+    def _expected_error(self, baseline: GaussianBaseline) -> float:
+        """What the baseline would have scored, at timesteps of the density that the training draws them from."""
+        args, num_timesteps = self.args, self.scheduler.config["num_train_timesteps"]
+        uniform = (torch.arange(num_timesteps) + 0.5) / num_timesteps
+        timesteps = sample_timesteps(self.scheduler, uniform, args.timestep_density, args.logit_mean, args.logit_std)
+        return baseline.expected_error(*coefficients(self.scheduler, timesteps))
 
 
 class _LastStep(NamedTuple):

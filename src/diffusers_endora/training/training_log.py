@@ -1,7 +1,9 @@
 """What a training reports of its steps, without waiting for the device at every step."""
 
 import json
+import logging
 import math
+import os
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import torch
 
 from .training_model import Losses
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("loss", "mse", "vb", "prior", "grad_norm", "is_bad")
 
@@ -30,6 +34,7 @@ class TrainingLog:
         self.num_timesteps = num_timesteps
         self.window: deque[dict[str, float]] = deque(maxlen=window)
         self.num_bad_steps = 0
+        self._unwritten: list[dict[str, Any]] = []
         self._micro_batches: list[torch.Tensor] = []
         self._steps: list[tuple[int, float, torch.Tensor]] = []  # step, learning rate, row of COLUMNS
         self._buckets: torch.Tensor | None = None  # (2, NUM_BUCKETS): sums of the squared error, and counts
@@ -74,8 +79,7 @@ class TrainingLog:
             kept = {name: value if math.isfinite(value) else None for name, value in row.items()}
             lines.append({"step": step, **kept, "lr": learning_rate} | ({"skipped": True} if is_bad else {}))
         if accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+            self._write(lines)
         assert self._buckets is not None
         sums, counts = accelerator.reduce(self._buckets, reduction="sum").tolist()
         edges = [round(i * self.num_timesteps / self.NUM_BUCKETS) for i in range(self.NUM_BUCKETS + 1)]
@@ -84,6 +88,21 @@ class TrainingLog:
         }
         self._steps, self._buckets = [], None
         return {**self.means(), "grad_norm_last": rows[-1][COLUMNS.index("grad_norm")], **by_timestep}
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        """Appends lines; those that a full disk does not take are kept for the next time."""
+        self._unwritten += lines
+        try:
+            size = self.path.stat().st_size if self.path.exists() else 0
+            try:
+                with self.path.open("a") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in self._unwritten)
+            except OSError:
+                os.truncate(self.path, size)
+                raise
+            self._unwritten = []
+        except OSError as error:
+            logger.warning("%s: %d lines are kept for later (%s)", self.path, len(self._unwritten), error)
 
     def means(self) -> dict[str, float]:
         """Means over the window; empty before the first `flush`."""

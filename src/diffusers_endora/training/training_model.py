@@ -57,7 +57,7 @@ class TrainingModel(nn.Module):
         self.scheduler = scheduler
         self.prior_weight = prior_weight
         self.num_still_images = num_still_images
-        self.weighting = {"weighting": weighting, "gamma": gamma, "bias": bias}
+        self.weighting: dict[str, Any] = {"weighting": weighting, "gamma": gamma, "bias": bias}
         if transformer.class_embedder is not None:
             transformer.class_embedder.dropout_prob = 0.0
 
