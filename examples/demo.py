@@ -25,6 +25,7 @@ from transformers import ViTConfig, ViTModel
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.data.contact_sheet import save_contact_sheet
 from diffusers_endora.data.phantom import write_phantom_corpus
+from diffusers_endora.data.provenance import hash_of_weights, synthetic_metadata
 from diffusers_endora.data.video_io import read_frames, read_video_info, write_video
 from diffusers_endora.hub import save_model_card
 
@@ -109,13 +110,14 @@ def main() -> None:
         "max_train_steps": args.train_steps,
         "checkpointing_steps": args.train_steps,
         "validation_steps": args.train_steps,
+        "cache_features": work / "features",
         "lr_scheduler": "cosine",
         "lr_warmup_steps": 50,
         "dataloader_num_workers": 1,
     }
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    subprocess.run([*command, "--class_conditional", "--no-horizontal_flip", "--cache_latents"], check=True)
+    subprocess.run([*command, "--class_conditional", "--no-horizontal_flip", "--ema_warmup"], check=True)
 
     print("4/4 generating a clip of each class with the saved pipeline")
     pipeline_dir = output_dir / "pipeline"
@@ -133,7 +135,8 @@ def main() -> None:
         output_type="np",
     ).frames
     clips = (np.asarray(frames) * 255).round().astype(np.uint8)
-    write_video(output_dir / "clip.mp4", clips[0], fps=8)
+    metadata = synthetic_metadata(str(pipeline_dir), hash_of_weights(pipeline_dir))
+    write_video(output_dir / "clip.mp4", clips[0], fps=8, metadata=metadata)
     save_contact_sheet(output_dir / "contact_sheet.png", clips)
 
     print(f"Done in {(time.perf_counter() - start) / 60:.1f} minutes.")

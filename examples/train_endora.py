@@ -25,6 +25,7 @@ from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
 from diffusers_endora.data.video_io import replacing_entries
 from diffusers_endora.hub import publish_folder, save_model_card
 from diffusers_endora.models.autoencoder import load_vae, load_vae_config
+from diffusers_endora.publication import without_private
 from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments
 from diffusers_endora.training.checkpoints import find_checkpoint
 from diffusers_endora.training.objective import make_scheduler
@@ -116,7 +117,8 @@ def main() -> None:
         sys.exit(f"train_endora.py: error: {error}")
     output_dir.mkdir(parents=True, exist_ok=True)
     if args.report_to != "none":
-        accelerator.init_trackers("endora", config={key: str(value) for key, value in vars(args).items()})
+        facts = without_private(vars(args))  # the logs may be published
+        accelerator.init_trackers("endora", config={key: str(value) for key, value in facts.items()})
     accelerator.print(
         f"{dataset.num_videos} videos ({dataset.num_broken} broken, {len(dataset.too_short)} too short, "
         f"{dataset.num_unlabelled} without a label, {dataset.num_ignored_files} other files ignored), "

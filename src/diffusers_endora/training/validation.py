@@ -10,7 +10,9 @@ import torch
 
 from ..data.clips import ClipDataset
 from ..data.contact_sheet import save_contact_sheet
+from ..data.provenance import synthetic_metadata
 from ..data.video_io import write_video
+from ..metrics.feature_extractors import hash_weights
 from ..pipelines.pipeline_endora import EndoraPipeline
 
 
@@ -51,8 +53,10 @@ class Validation:
         pipeline.set_progress_bar_config(disable=True)
         clips = self.sample(pipeline, args.num_validation_clips)
         folder.mkdir(parents=True, exist_ok=True)
+        name = args.hub_model_id or Path(args.output_dir).name
+        metadata = synthetic_metadata(f"{name}, step {step}", f"{hash_weights(pipeline.transformer)} (of the tensors)")
         for index, clip in enumerate(clips):
-            write_video(folder / f"clip_{index}.mp4", clip, fps=args.fps)
+            write_video(folder / f"clip_{index}.mp4", clip, fps=args.fps, metadata=metadata)
         save_contact_sheet(folder / "contact_sheet.png", clips)
         self._show(clips, step)
         every = args.validation_fvd_steps
