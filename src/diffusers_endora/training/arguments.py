@@ -100,7 +100,7 @@ def _add_optimisation(group: Any) -> None:
     group.add_argument("--gradient_checkpointing", action="store_true")
     group.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"])
     group.add_argument("--allow_tf32", action=SWITCH, default=True)
-    group.add_argument("--learning_rate", type=float, help="the preset's by default: 1e-4, demo 1e-3")
+    group.add_argument("--learning_rate", type=float, help="if not given 1e-4, for the preset demo 1e-3")
     group.add_argument("--lr_scheduler", choices=[kind.value for kind in SchedulerType], default="constant")
     group.add_argument("--lr_warmup_steps", type=int, default=0)
     group.add_argument("--use_8bit_adam", action="store_true", help="needs the package bitsandbytes")
@@ -181,8 +181,9 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = No
         if getattr(args, name) < 0:
             parser.error(f"--{name} {getattr(args, name)}: expected 0 or more.")
     for name in ("ema_decay", "class_dropout_prob"):
-        if not 0 <= getattr(args, name) <= 1:
-            parser.error(f"--{name} {getattr(args, name)}: expected a number from 0 to 1.")
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            parser.error(f"--{name} {value}: expected a number from 0 to 1.")
     if args.validation_fvd_steps is not None and args.validation_fvd is None:
         parser.error("--validation_fvd_steps needs --validation_fvd, the number of clips.")
     return args
@@ -197,7 +198,7 @@ def _check_data(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         )
     if args.dataset_name is not None and importlib.util.find_spec("datasets") is None:
         parser.error('--dataset_name needs the package datasets: pip install "diffusers-endora[train]".')
-    if args.frame_interval is None and args.window < args.num_frames:
+    if args.frame_interval is None and args.num_frames is not None and args.window < args.num_frames:
         parser.error(f"--window {args.window}: expected at least --num_frames {args.num_frames}.")
     held_out = ["validation_split", "validation_data_dir", "validation_fraction"]
     given = [f"--{name}" for name in held_out if getattr(args, name) is not None]

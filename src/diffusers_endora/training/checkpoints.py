@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from .processes import by_main_process, raise_everywhere
@@ -151,6 +152,17 @@ def save_checkpoint(
         reason = " ".join(str(error).split())
         raise OSError(f"{final} could not be written ({reason}); earlier checkpoints are untouched.") from error
     return final
+
+
+def leave_out_frozen(models: list[torch.nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
+    """A hook of `Accelerator.save_state`, by which it writes what is trained and not what lies in a base model.
+
+    Sharded models, whose weights Accelerate writes by itself, are written whole.
+    """
+    for model, state in zip(models, weights, strict=False):  # no weights of sharded models
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                del state[name]
 
 
 def finish_interrupted(output_dir: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from diffusers.optimization import get_scheduler
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..data.clips import ClipDataset
 from ..data.video_io import written_atomically
 from ..models.autoencoder import load_vae
-from .checkpoints import checkpoint_step, save_checkpoint
+from .checkpoints import checkpoint_step, leave_out_frozen, save_checkpoint
 from .early_stopping import EarlyStopping
 from .ema import MovingAverage
 from .feature_cache import FeatureCache
@@ -57,9 +57,10 @@ class Trainer:
         vae_config: of the VAE that latents are of.
         dataset, caches: the corpus, and what is kept of its frames.
         held_out, held_out_caches: videos for the held-out loss, or None.
-        validate: called as `validate(weights, folder)` by the main process at each validation, with the transformer's
-            weights as sampling uses them; returns numbers for the trackers.
+        validate: called as `validate(weights, folder, step)` by the main process at each validation, with the
+            transformer's trained weights as sampling uses them; returns numbers for the trackers.
         learning_rate: before the schedule.
+        origin: what a resumed training has to share beside what the flags and the transformer's config say.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class Trainer:
         held_out_caches: tuple[FeatureCache, ...] = (),
         validate: Callable[[dict[str, torch.Tensor], Path, int], dict[str, float]] | None = None,
         learning_rate: float = 1e-4,
+        origin: dict[str, Any] | None = None,
     ) -> None:
         self.args = args
         self.accelerator = accelerator
         self.vae_config = vae_config
         self.dataset = dataset
         self.validate = validate
+        self.origin = origin or {}
         self.output_dir = Path(args.output_dir)
         self.num_classes = dataset.num_classes if args.class_conditional else None
         self.scheduler = model.scheduler
@@ -132,7 +135,10 @@ class Trainer:
             device = "cpu" if args.offload_ema else None
             self.ema = MovingAverage(self.averaged(), args.ema_decay, args.ema_warmup, device)
 
-        # 3. What a checkpoint holds beside them
+        # 3. What a checkpoint holds: of the model what is trained, and what follows
+        self.is_partly_frozen = any(not parameter.requires_grad for parameter in model.parameters())
+        if self.is_partly_frozen:
+            accelerator.register_save_state_pre_hook(leave_out_frozen)
         self.baseline = GaussianBaseline()
         accelerator.register_for_checkpointing(self.lr_scheduler)  # not prepared: its steps are not per process
         num_timesteps = self.scheduler.config["num_train_timesteps"]
@@ -393,11 +399,15 @@ class Trainer:
         return total / count
 
     def sampling_weights(self) -> dict[str, torch.Tensor]:
-        """The transformer's weights that sampling uses: their moving average, if any. All processes call it."""
-        weights = {name: full_tensor(value) for name, value in self.unwrapped.transformer.state_dict().items()}
+        """The transformer's trained weights as sampling uses them: their moving average, if any.
+
+        All processes call it.
+        """
         if self.ema is not None:
-            weights |= dict(zip(self.trainable_names, self.ema.full_tensors(), strict=True))
-        return weights
+            values = self.ema.full_tensors()
+        else:
+            values = [full_tensor(value) for value in self.averaged()]
+        return dict(zip(self.trainable_names, values, strict=True))
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -409,6 +419,7 @@ class Trainer:
             "clips_per_step": self.clips_per_step,
             "frames_in_corpus": len(self.dataset),
             **{name: getattr(args, name) for name in names},
+            **self.origin,
             "transformer": {name: value for name, value in self.config.items() if not name.startswith("_")},
         }
 
@@ -459,7 +470,9 @@ class Trainer:
             ValueError: it is of another training.
         """
         self.check_same_run(checkpoint)
-        self.accelerator.load_state(str(checkpoint))
+        # DeepSpeed's checkpoints hold the frozen weights too
+        lacks_weights = self.is_partly_frozen and self.accelerator.distributed_type != DistributedType.DEEPSPEED
+        self.accelerator.load_state(str(checkpoint), **({"strict": False} if lacks_weights else {}))
         state = json.loads((checkpoint / RUN_FACTS).read_text())
         if self.ema is not None:
             average = load_file(checkpoint / "ema.safetensors")
