@@ -1,6 +1,7 @@
 """Two processes, each with its part of every parameter (FSDP2, on gloo), train as one process with all of them does.
 
-Accelerate takes no notice of its FSDP plugin on a CPU, so the model is sharded here as the plugin would on GPUs.
+Accelerate takes no notice of its FSDP plugin on a CPU, so the model is sharded here as the plugin would on GPUs, or
+Accelerate is told that it is on some.
 """
 
 import os
@@ -14,7 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, DistributedType
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
 from diffusers import AutoencoderTiny
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -91,6 +93,21 @@ def accelerator_of_fsdp2(mixed_precision: str, device: str) -> SimpleNamespace:
     )
 
 
+def sharding_accelerator() -> Accelerator:
+    """An `Accelerator` with `fsdp2.yaml`, made to take notice of it on a CPU; it accumulates two micro-batches."""
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    PartialState._shared_state["distributed_type"] = accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=EndoraTransformer3DModel._no_split_modules,
+        reshard_after_forward=True,
+        state_dict_type="SHARDED_STATE_DICT",
+        cpu_ram_efficient_loading=False,
+    )
+    return accelerator
+
+
 def full(named_tensors: Any) -> dict[str, torch.Tensor]:
     return {name: full_tensor(value).clone() for name, value in named_tensors}
 
@@ -107,8 +124,13 @@ def detached(losses: Losses) -> Losses:
     return Losses(*(value.detach().clone() for value in losses))
 
 
-def train(folder: Path, model: TrainingModel, batch_size: int) -> dict[str, Any]:
-    """Three steps of the trainer, the last with its gradient clipped, and an evaluation after each."""
+def train(folder: Path, accelerator: Accelerator, batch_size: int, resume: bool = False) -> dict[str, Any]:
+    """Three steps of the trainer, the last with its gradient clipped, with an evaluation after each.
+
+    Args:
+        batch_size: of a forward.
+        resume: go on after the second, from its checkpoint.
+    """
     parser = new_parser("")
     add_model(parser.add_argument_group("model"))
     flags = {
@@ -117,9 +139,11 @@ def train(folder: Path, model: TrainingModel, batch_size: int) -> dict[str, Any]
         "dino_model": "given",
         "output_dir": folder / f"out-{batch_size}",
         "train_batch_size": batch_size,
+        "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
         "max_train_steps": 3,
         "max_grad_norm_start": 2,
         "validation_steps": 1,
+        "checkpointing_steps": 2,
         "validation_loss_clips": 3,
         "ema_decay": 0.5,
         "dataloader_num_workers": 0,
@@ -129,8 +153,8 @@ def train(folder: Path, model: TrainingModel, batch_size: int) -> dict[str, Any]
     options = {"num_still_images": 2, "resolution": 32, "class_labels": True}
     trainer = Trainer(
         args,
-        Accelerator(cpu=True),
-        model,
+        accelerator,
+        small_model(),
         load_vae_config(args.pretrained_vae),
         ClipDataset(args.train_data_dir, **options),
         held_out=ClipDataset(args.train_data_dir, **options, fixed_offsets=True, horizontal_flip=False),
@@ -142,7 +166,8 @@ def train(folder: Path, model: TrainingModel, batch_size: int) -> dict[str, Any]
         return held_out[-1]
 
     trainer.held_out_loss = held_out_loss
-    trainer.save = lambda: None  # Accelerate writes what it has sharded itself
+    if resume:
+        trainer.resume(Path(args.output_dir) / "checkpoint-2")
     trainer.fit()
     return {"held_out": held_out, "log": list(trainer.log.window), "weights": trainer.sampling_weights()}
 
@@ -207,9 +232,10 @@ def process(rank: int, folder: Path) -> None:
     found["bf16_losses"], found["bf16_gradients"] = detached(losses), gradients(model)
 
     # 5. A training
-    model = shard(small_model())
-    model._is_accelerate_prepared = True
-    found["training"] = train(folder, model, BATCH_SIZE // NUM_PROCESSES)
+    for name in ("training", "resumed"):
+        AcceleratorState._reset_state(True)
+        accelerator = sharding_accelerator()
+        found[name] = train(folder, accelerator, BATCH_SIZE // NUM_PROCESSES // 2, resume=name == "resumed")
     torch.save(found, folder / f"found-{rank}.pt")
     dist.destroy_process_group()
 
@@ -251,7 +277,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder) -> list[dict[str, Any]]:
     """What each of the processes found."""
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # imported once for both
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["diffusers_endora.training.trainer", "diffusers", "transformers"])  # once for both
     torch.multiprocessing.start_processes(process, (folder,), nprocs=NUM_PROCESSES, start_method="forkserver")
     return [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in range(NUM_PROCESSES)]
 
@@ -348,11 +375,12 @@ def test_the_teacher_follows_to_the_device_though_it_is_no_submodule():
     assert not any(value.is_meta for value in model.parameters())
 
 
-def test_the_trainer_on_shards(found, folder):
+def test_the_trainer_on_shards_accumulates_evaluates_and_resumes_as_on_the_whole(found, folder):
     AcceleratorState._reset_state(True)
-    whole = train(folder, small_model(), BATCH_SIZE)
+    whole = train(folder, Accelerator(cpu=True), BATCH_SIZE)
     AcceleratorState._reset_state(True)
-    for training in [of_process["training"] for of_process in found]:
+    for of_process in found:
+        training, resumed = of_process["training"], of_process["resumed"]
         np.testing.assert_allclose(training["held_out"], whole["held_out"], rtol=1e-6)
         for step, expected in zip(training["log"], whole["log"], strict=True):
             assert step == pytest.approx(expected, rel=1e-5)
@@ -360,3 +388,6 @@ def test_the_trainer_on_shards(found, folder):
         for name, expected in whole["weights"].items():
             assert training["weights"][name].shape == expected.shape
             torch.testing.assert_close(training["weights"][name], expected, rtol=0, atol=2e-5)
+            assert torch.equal(resumed["weights"][name], training["weights"][name]), name
+        assert resumed["held_out"] == training["held_out"][2:]
+        assert resumed["log"] == training["log"]
