@@ -14,11 +14,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator, init_empty_weights
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+from accelerate import init_empty_weights
 from huggingface_hub import HfApi
 
 from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
@@ -31,8 +29,8 @@ from diffusers_endora.training.checkpoints import find_checkpoint
 from diffusers_endora.training.objective import make_scheduler
 from diffusers_endora.training.presets import LEARNING_RATES
 from diffusers_endora.training.processes import by_main_process
-from diffusers_endora.training.setup import build_prior, build_transformer, load_clips, open_caches
-from diffusers_endora.training.trainer import BadStep, Trainer
+from diffusers_endora.training.setup import build_prior, build_transformer, load_clips, make_accelerator, open_caches
+from diffusers_endora.training.trainer import BadStep, Trainer, summary
 from diffusers_endora.training.training_model import TrainingModel
 from diffusers_endora.training.validation import Validation
 
@@ -53,17 +51,9 @@ def main() -> None:
     hub_token, args.hub_token = args.hub_token, None  # not for logs and files
     output_dir = Path(args.output_dir)
     try:
-        accelerator = Accelerator(
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            mixed_precision=args.mixed_precision,
-            log_with=None if args.report_to == "none" else args.report_to,
-            project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
-            dataloader_config=DataLoaderConfiguration(non_blocking=True),
-        )
+        accelerator = make_accelerator(args)
     except ValueError as error:
         sys.exit(f"train_endora.py: error: {error}")
-    torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
-    torch.backends.cudnn.allow_tf32 = args.allow_tf32
 
     try:
         # 1. The checkpoint to go on from
@@ -156,23 +146,6 @@ def main() -> None:
     accelerator.end_training()
     if failed:
         sys.exit(1)
-
-
-def summary(results: dict[str, Any]) -> str:
-    """The end of a training in a line."""
-    if results.get("mse") is None:
-        return "No step was taken."
-    line = f"squared error {results['mse']:.4f}, mean of the last {results['averaged_steps']} steps"
-    if results["gaussian_mse"] is not None:
-        line += (
-            f": {results['mse'] / results['gaussian_mse']:.3f} x the {results['gaussian_mse']:.4f} of a per-position "
-            "Gaussian predictor on the same latents"
-        )
-    if results["stopped_early"]:
-        line += f"; stopped early, weights of step {results['weights_of_step']}"
-    if results["skipped_steps"]:
-        line += f"; {results['skipped_steps']} bad steps skipped"
-    return line
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from .model_card import save_model_card
-from .publication import OWNED_FOLDERS, Publication, prepare_publication, write_conversion_record
+from .publication import Publication, prepare_publication, write_conversion_record
 
 __all__ = [
     "full_repo_id",
@@ -127,7 +127,7 @@ def upload(
     from . import __version__
 
     api = HfApi(token=token)
-    message = f"Upload an Endora pipeline with diffusers-endora {__version__}" + (f" ({tag})" if tag else "")
+    message = f"Upload with diffusers-endora {__version__}" + (f" ({tag})" if tag else "")
 
     def commit() -> Any:
         head = api.repo_info(repo_id, revision=revision).sha
@@ -136,7 +136,7 @@ def upload(
         removals = [
             CommitOperationDelete(name, is_folder=False)
             for name in held
-            if name.partition("/")[0] in OWNED_FOLDERS and "/" in name and name not in publication.files
+            if name.partition("/")[0] in publication.owned_folders and "/" in name and name not in publication.files
         ]
         api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
         return api.create_commit(

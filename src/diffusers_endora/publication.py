@@ -41,10 +41,12 @@ class Publication:
     Attributes:
         files: path in the repository -> the file, or its content.
         notes: sentences for the person who publishes.
+        owned_folders: of the repository, in which every other file is removed.
     """
 
     files: dict[str, Path | bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    owned_folders: tuple[str, ...] = OWNED_FOLDERS
 
     def sizes(self) -> dict[str, int]:
         """Bytes by path in the repository."""
@@ -168,17 +170,7 @@ def prepare_publication(
         ).encode()
 
     # 5. Nothing private
-    for name, content in files.items():
-        if isinstance(content, bytes) and name != "pipeline.py":
-            what = private_content(content, private)
-        elif isinstance(content, Path) and content.suffix == ".safetensors":
-            what = private_content(json.dumps(safetensors_metadata(content)).encode(), private)
-        elif isinstance(content, Path) and not name.startswith("logs/"):
-            what = private_content(content.read_bytes(), private)
-        else:
-            continue
-        if what:
-            raise ValueError(f"{folder / name if (folder / name).exists() else name}: holds {what}; take it out first")
+    refuse_private(publication, folder, private)
     return publication
 
 
@@ -456,6 +448,21 @@ def private_content(content: bytes, private: Sequence[str]) -> str | None:
         if re.search(rb"(?<![\w.])" + re.escape(text.encode()) + rb"(?![\w-])", content):
             return f"the local path {text}" if text.startswith("/") else "a token of the Hub"
     return None
+
+
+def refuse_private(publication: Publication, folder: Path, private: Sequence[str]) -> None:
+    """Raises a ValueError for the first file of a publication that holds a token or a path of this machine."""
+    for name, content in publication.files.items():
+        if isinstance(content, bytes) and name != "pipeline.py":
+            what = private_content(content, private)
+        elif isinstance(content, Path) and content.suffix == ".safetensors":
+            what = private_content(json.dumps(safetensors_metadata(content)).encode(), private)
+        elif isinstance(content, Path) and not name.startswith("logs/"):
+            what = private_content(content.read_bytes(), private)
+        else:
+            continue
+        if what:
+            raise ValueError(f"{folder / name if (folder / name).exists() else name}: holds {what}; take it out first")
 
 
 # --- json ------------------------------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 
 from ..data.clips import ClipDataset
 from ..data.corpora import load_corpus
@@ -19,6 +22,23 @@ from .presets import TRANSFORMERS
 
 # pixels (n, 3, H, W) to outputs (n, ...) by name
 Compute: TypeAlias = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+
+
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The processes, their precision and their trackers.
+
+    Raises:
+        ValueError: Accelerate cannot do what the flags ask for here.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+    folder = Path(args.output_dir)
+    return Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+    )
 
 
 def load_clips(args: argparse.Namespace) -> tuple[ClipDataset, ClipDataset | None]:

@@ -537,6 +537,23 @@ class _LastStep(NamedTuple):
     errors: list[torch.Tensor]  # (B,) of each micro-batch
 
 
+def summary(results: dict[str, Any]) -> str:
+    """`Trainer.results` in a line, with the step whose weights are published as `weights_of_step`."""
+    if results.get("mse") is None:
+        return "No step was taken."
+    line = f"squared error {results['mse']:.4f}, mean of the last {results['averaged_steps']} steps"
+    if results["gaussian_mse"] is not None:
+        line += (
+            f": {results['mse'] / results['gaussian_mse']:.3f} x the {results['gaussian_mse']:.4f} of a per-position "
+            "Gaussian predictor on the same latents"
+        )
+    if results["stopped_early"]:
+        line += f"; stopped early, weights of step {results['weights_of_step']}"
+    if results["skipped_steps"]:
+        line += f"; {results['skipped_steps']} bad steps skipped"
+    return line
+
+
 def resident_memory() -> int:
     """The largest amount of memory that this process has held so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
