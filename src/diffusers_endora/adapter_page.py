@@ -1,0 +1,118 @@
+"""The page of a LoRA adapter on the Hub: its card, and what of its folder is published."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from .model_card import PIPELINE_TAG, Sample, is_edited, last_name, name_of, with_marker
+from .publication import (
+    TRAINING_LOG,
+    Publication,
+    find_sample,
+    private_strings,
+    published_text,
+    read_record,
+    refuse_private,
+    stated_license,
+    to_json,
+    without_private,
+)
+
+TEMPLATE = Path(__file__).with_name("adapter_card.md")
+ADAPTER_WEIGHTS = "pytorch_lora_weights.safetensors"  # where `load_lora_weights` looks
+
+
+def adapter_card(
+    training: dict[str, Any],
+    repo_id: str,
+    license: str | None = None,
+    sample: Sample | None = None,
+    files: Sequence[str] = (),
+) -> str:
+    """The text of an adapter's card, with the marker that tells whether it was edited later.
+
+    Args:
+        training: `training.json` of `examples/train_endora_lora.py`: `arguments`, `results`, `class_names` and `base`.
+        repo_id: what the card tells people to load.
+        license: as the Hub writes it; None leaves the field out.
+        sample: what to show.
+        files: names of the records published beside the card.
+    """
+    arguments, base = training["arguments"], training["base"]
+    card_data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag=PIPELINE_TAG,
+        base_model=base["name"] if base["is_on_hub"] else None,
+        tags=["diffusers-endora", "endora", "endoscopy", "lora", "medical", "synthetic-data", "video-generation"],
+        license=license,
+    )
+    facts = {
+        **arguments,
+        **training["results"],
+        "prior": arguments["prior"],  # among the results it is the mean of the loss
+        "base": base,
+        "base_link": f"[{base['name']}](https://huggingface.co/{base['name']})" if base["is_on_hub"] else base["name"],
+        "class_names": training["class_names"],
+        "model_name": repo_id.split("/")[-1],
+        "repo_id": repo_id,
+        "data": name_of(arguments["dataset_name"]) or last_name(arguments["train_data_dir"]),
+        "teacher": name_of(arguments["dino_model"]),
+        "sample": sample,
+        "files": ", ".join(f"`{file}`" for file in files),
+    }
+    return with_marker(str(ModelCard.from_template(card_data, template_path=str(TEMPLATE), **facts)))
+
+
+def prepare_adapter_publication(
+    folder: str | Path, repo_id: str, license: str | None = None, token: str | None = None
+) -> Publication:
+    """Chooses what of an adapter's folder is published: adapter, card, records and a clip. Asks the Hub nothing.
+
+    Local paths become their last names. A card that was edited by hand is published as it is.
+
+    Args:
+        folder: the output of `examples/train_endora_lora.py`.
+        repo_id: for the card.
+        license: as the Hub writes it; by default the training's.
+        token: must not be in what is published; those of the environment must not be either.
+
+    Raises:
+        ValueError: there is no adapter, or something holds a token or a local path.
+    """
+    folder = Path(folder)
+    training = read_record(folder / "training.json")
+    if training is None or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ValueError(f"{folder}: expected the folder of an adapter, with {ADAPTER_WEIGHTS} and training.json.")
+    private = private_strings(folder, token, training)
+    license = license or training["arguments"]["license"]
+    training = without_private(training)
+    publication = Publication(owned_folders=("samples",))
+    files = publication.files
+
+    # 1. Weights and records
+    files[ADAPTER_WEIGHTS] = folder / ADAPTER_WEIGHTS
+    files["training.json"] = to_json(training)
+    if (folder / TRAINING_LOG).is_file():
+        files[TRAINING_LOG] = published_text(folder / TRAINING_LOG)
+    records = [name for name in files if name != ADAPTER_WEIGHTS]
+
+    # 2. What there is to see, and the card
+    sample = find_sample(folder)
+    if sample is not None:
+        files["samples/clip.mp4"], files["samples/contact_sheet.png"] = Path(sample.clip), Path(sample.sheet)
+        sample = Sample("samples/clip.mp4", "samples/contact_sheet.png", sample.step)
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else None
+    if text is not None and is_edited(text):
+        files["README.md"] = text.encode()
+        license = stated_license(card, text)
+        publication.notes.append("README.md was written or edited by hand and is published as it is")
+    else:
+        files["README.md"] = adapter_card(training, repo_id, license, sample, records).encode()
+    if license is None:
+        publication.notes.append("the card states no licence; --license adds one")
+
+    refuse_private(publication, folder, private)
+    return publication
