@@ -4,11 +4,14 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -378,7 +381,7 @@ def test_resuming_another_training_is_refused(material, tmp_path, change):
 
 def test_cached_features_change_nothing_and_need_no_networks(material, trained, tmp_path, monkeypatch):
     options = {"cache_features": tmp_path / "cache", "class_conditional": True, "validation_steps": 99}
-    train(material, tmp_path / "filling", max_train_steps=1, **options)
+    train(material, tmp_path / "filling", max_train_steps=1, mixed_precision="bf16", **options)
     monkeypatch.setattr(ViTModel, "forward", None)
     monkeypatch.setattr(AutoencoderTiny, "encode", None)
     monkeypatch.setattr(DinoPrior, "from_pretrained", None)
@@ -475,3 +478,46 @@ def test_what_cannot_be_loaded_ends_in_one_sentence_and_writes_nothing(
     assert str(raised.value.code).startswith("train_endora.py: error: ")
     assert message in str(raised.value.code)
     assert not (tmp_path / "out").exists()
+
+
+def kill_and_resume(command: list[str], output_dir: Path, num_kills: int, environment: dict[str, str]) -> int:
+    """Starts a training again and again, killing it with SIGKILL at random instants; at last lets it end.
+
+    Returns how many of the kills came while a checkpoint was being written.
+    """
+    rng, within_a_save = np.random.default_rng(0), 0
+    for kill in range(num_kills + 1):
+        resumed = [*command, *(["--resume_from_checkpoint", "latest"] if kill else [])]
+        with subprocess.Popen(resumed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+            if kill < num_kills:
+                before = {path.name for path in output_dir.glob("checkpoint-*")}
+                while process.poll() is None and {path.name for path in output_dir.glob("checkpoint-*")} <= before:
+                    time.sleep(0.002)
+                time.sleep(rng.uniform(0, 0.4))
+                if process.poll() is None:
+                    # torchrun's processes are in sessions of their own, and would live on
+                    for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
+                        victim.kill()
+                    process.wait()
+                within_a_save += any(output_dir.glob("checkpoint-*.partial"))
+            output = process.communicate()[0].decode()
+            assert process.returncode == (-signal.SIGKILL if kill < num_kills else 0), output[-3000:]
+    return within_a_save
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_processes", "num_kills"), [(1, 20), (2, 4)])
+def test_a_training_killed_at_random_instants_is_the_one_that_was_not(material, tmp_path, num_processes, num_kills):
+    options = {"max_train_steps": 25 * num_kills, "checkpointing_steps": 1, "logging_steps": 1}
+    options |= {"checkpoints_total_limit": 2, "validation_steps": 10**6, "class_conditional": True}
+    options |= {"cache_features": tmp_path / "cache", "lr_scheduler": "cosine", "dataloader_num_workers": 1}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    commands = {
+        name: [*launch, str(SCRIPT), *arguments(material, tmp_path / name, **options)]
+        for name in ("straight", "killed")
+    }
+    subprocess.run(commands["straight"], check=True, capture_output=True, env=environment)
+    assert kill_and_resume(commands["killed"], tmp_path / "killed", num_kills, environment) > 0
+    assert_same_training(tmp_path / "straight", tmp_path / "killed", f"checkpoint-{options['max_train_steps']}")
+    assert not list((tmp_path / "killed").glob("*.partial"))

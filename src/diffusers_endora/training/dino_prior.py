@@ -306,7 +306,8 @@ class DinoPrior(nn.Module):
                 f"each of the {len(self.teacher_layers)} layers."
             )
         rows, columns = self.student_grid
-        student, teacher = torch.stack(tuple(spatial_states)), torch.stack(tuple(teacher_tokens))
+        with torch.autocast(spatial_states[0].device.type, enabled=False):  # which refuses float16 on a CPU
+            student, teacher = torch.stack(tuple(spatial_states)), torch.stack(tuple(teacher_tokens))
         if student.shape[:3] != teacher.shape[:3] or student.shape[3] != rows * columns:
             raise ValueError(
                 f"spatial_states of shape {tuple(student.shape[1:])} for teacher_tokens of shape "
