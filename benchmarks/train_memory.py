@@ -3,12 +3,12 @@
     python benchmarks/train_memory.py
 
 Each configuration trains some steps by `Trainer`, as `examples/train_endora.py` does, in a process of its own: one
-clip of 16 frames and 8 still images of 128x128 a step, the joint loss with the official prior, features from the cache
-(made before, by another process), moving average. "Peak" is the resident memory of the process, on a GPU also what
-torch has allocated there; "less imports" subtracts what the process holds once everything is imported. Weights,
-gradients, Adam's two moments and the moving average are counted from the tensors; what the peak has beyond them and
-imports are activations, and memory that was freed and is kept for the next step. Fails where a configuration does not
-run, or needs more than --limit_gb. 1 GB is 10^9 bytes.
+clip of 16 frames and 8 still images of 128x128 a step, the joint loss with the official prior (LoRA without, as is its
+default), features from the cache (made before, by another process), moving average. "Peak" is the resident memory of
+the process, on a GPU also what torch has allocated there; "less imports" subtracts what the process holds once
+everything is imported. Weights, gradients, Adam's two moments and the moving average are counted from the tensors;
+what the peak has beyond them and imports are activations, and memory that was freed and is kept for the next step.
+Fails where a configuration does not run, or needs more than --limit_gb. 1 GB is 10^9 bytes.
 
 --save writes a checkpoint after the steps, too (11 GB on disk for XL/2), and the peak is that of both.
 """
@@ -28,12 +28,14 @@ from train_step import make_trainer, write_inputs
 from diffusers_endora.training.presets import TRANSFORMERS
 from diffusers_endora.training.trainer import Trainer, resident_memory
 
-# Name and flags of `examples/train_endora.py`
+# Name and flags of `examples/train_endora.py`; with --rank what `examples/train_endora_lora.py` trains
 CONFIGURATIONS: dict[str, list[str]] = {
     "float32": [],
     "gradient checkpointing": ["--gradient_checkpointing"],
     "bf16": ["--mixed_precision", "bf16"],
     "gradient checkpointing, bf16": ["--gradient_checkpointing", "--mixed_precision", "bf16"],
+    "LoRA of rank 16": ["--rank", "16", "--prior", "none"],
+    "LoRA of rank 16, gradient checkpointing": ["--rank", "16", "--prior", "none", "--gradient_checkpointing"],
 }
 ON_GPU: dict[str, list[str]] = {
     "gradient checkpointing, bf16, EMA on the host": [*CONFIGURATIONS["gradient checkpointing, bf16"], "--offload_ema"]

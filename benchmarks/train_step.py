@@ -36,6 +36,7 @@ from transformers import ViTConfig, ViTModel
 
 from diffusers_endora.data.phantom import write_phantom_corpus
 from diffusers_endora.models.autoencoder import load_vae, load_vae_config
+from diffusers_endora.training.adapter import ATTENTION_PROJECTIONS, put_adapter_into
 from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments
 from diffusers_endora.training.dino_prior import DinoPrior
 from diffusers_endora.training.latents import encode_frames
@@ -103,9 +104,13 @@ def write_inputs(folder: Path, resolution: int, networks: str) -> list[str]:
 
 
 def make_trainer(kind: type[TrainerT], flags: list[str]) -> TrainerT:
-    """The trainer that `examples/train_endora.py` makes of flags, its weights random where they begin at zero."""
+    """The trainer that `examples/train_endora.py` makes of flags, its weights random where they begin at zero.
+
+    `--rank N` among the flags: that of `examples/train_endora_lora.py`.
+    """
     parser = new_parser("as examples/train_endora.py")
     add_model(parser)
+    parser.add_argument("--rank", type=int)
     args = parse_arguments(parser, flags)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
@@ -117,6 +122,9 @@ def make_trainer(kind: type[TrainerT], flags: list[str]) -> TrainerT:
     for parameter in transformer.parameters():  # a new model predicts zero whatever it is shown
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
+    if args.rank is not None:
+        args.lora_alpha, args.lora_dropout, args.lora_targets = args.rank, 0.0, ATTENTION_PROJECTIONS
+        put_adapter_into(transformer, args)
     prior = build_prior(args, transformer)
     caches = open_caches(args, [dataset], vae_config, prior, accelerator)
     model = TrainingModel(transformer, scheduler, prior, args.prior_weight, args.num_still_images)
