@@ -20,7 +20,7 @@ from accelerate import init_empty_weights
 from huggingface_hub import HfApi
 
 from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
-from diffusers_endora.data.video_io import replacing_entries
+from diffusers_endora.data.video_io import VideoError, replacing_entries
 from diffusers_endora.hub import publish_folder, save_model_card
 from diffusers_endora.models.autoencoder import load_vae, load_vae_config
 from diffusers_endora.publication import without_private
@@ -118,7 +118,7 @@ def main() -> None:
     )
     try:
         trainer.fit()
-    except BadStep as error:
+    except (BadStep, VideoError) as error:
         accelerator.end_training()
         sys.exit(f"train_endora.py: error: {error}")
 

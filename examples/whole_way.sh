@@ -20,7 +20,7 @@ launch=${LAUNCH:-torchrun --standalone --nproc_per_node 2}
 mkdir -p "$work"
 
 echo "== 1. a corpus with training, validation and test videos"
-endora prepare phantom --output_dir "$work/corpus" --num_videos "${NUM_VIDEOS:-18}" --num_frames 32 --height 64 --width 64
+endora prepare phantom --output_dir "$work/corpus" --num_videos "${NUM_VIDEOS:-20}" --num_frames 32 --height 64 --width 64
 
 echo "== 2. an autoencoder for its frames, and a teacher"
 (cd "$examples" && python - "$work" "${VAE_STEPS:-500}") <<'PYTHON'

@@ -77,6 +77,9 @@ class Trainer:
         learning_rate: float = 1e-4,
         origin: dict[str, Any] | None = None,
     ) -> None:
+        self.takes_own_steps = accelerator.distributed_type == DistributedType.DEEPSPEED  # within `backward`
+        if self.takes_own_steps and args.skip_bad_steps:
+            raise ValueError("--skip_bad_steps: DeepSpeed takes its steps by itself, so that none can be left out.")
         self.args = args
         self.accelerator = accelerator
         self.vae_config = vae_config
@@ -294,7 +297,9 @@ class Trainer:
             for position, error in enumerate((error for micro_batch in errors for error in micro_batch), start=first)
         ]
         saved = self.save()
-        where = "no checkpoint could be written" if saved is None else f"the state without that step is in {saved}"
+        where = f"the state {'with' if self.takes_own_steps else 'without'} that step is in {saved}"
+        if saved is None:
+            where = "no checkpoint could be written"
         if self.accelerator.is_main_process:
             (self.output_dir / BAD_STEP).write_text(json.dumps({"step": last.step + 1, "clips": clips}, indent=1))
         raise BadStep(
