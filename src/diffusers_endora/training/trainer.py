@@ -336,7 +336,9 @@ class Trainer:
         args, step = self.args, self.step
         is_last = step == args.max_train_steps
         if step % args.logging_steps == 0 or is_last:
-            values = self.log.flush(self.accelerator)
+            waited = time.perf_counter()
+            values = self.log.flush(self.accelerator)  # the device catches up
+            self.busy += time.perf_counter() - waited
             progress.set_postfix({name: f"{values[name]:.4f}" for name in ("mse", "vb", "prior") if name in values})
             self.accelerator.log({**values, **self.speed(), "lr": self.lr_scheduler.get_last_lr()[0]}, step=step)
         if step % args.validation_steps == 0 or is_last:
@@ -347,7 +349,7 @@ class Trainer:
             self.save()
 
     def speed(self) -> dict[str, float]:
-        """Since the last call: samples per second, the share of time that steps waited for data, peak memory in GB."""
+        """Since the last call: clips per second, the share of time that steps waited for data, peak memory in GB."""
         wait, busy, samples = self.data_wait, max(self.busy, 1e-9), self.samples
         self.data_wait = self.busy = 0.0
         self.samples = 0
@@ -355,7 +357,7 @@ class Trainer:
             memory = torch.cuda.max_memory_allocated()
         else:
             memory = resident_memory()
-        return {"samples_per_second": samples / busy, "data_wait": wait / busy, "memory_gb": memory / 1e9}
+        return {"clips_per_second": samples / busy, "data_wait": wait / busy, "memory_gb": memory / 1e9}
 
     def _validate(self, progress: tqdm) -> None:
         """Held-out loss and sampled clips, from the weights that sampling uses."""
