@@ -24,7 +24,7 @@ from huggingface_hub import HfApi
 
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.adapter_page import ADAPTER_WEIGHTS, adapter_card, prepare_adapter_publication
-from diffusers_endora.data.video_io import replacing_entries
+from diffusers_endora.data.video_io import VideoError, replacing_entries
 from diffusers_endora.hub import full_repo_id, upload
 from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.model_card import is_edited, name_of
@@ -142,7 +142,7 @@ def main() -> None:
     )
     try:
         trainer.fit()
-    except BadStep as error:
+    except (BadStep, VideoError) as error:
         accelerator.end_training()
         sys.exit(f"train_endora_lora.py: error: {error}")
 
