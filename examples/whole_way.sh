@@ -44,14 +44,15 @@ echo "== 3. training: features once, two processes, early stopping"
 $launch "$examples/train_endora.py" --dataset_name "$work/corpus" --validation_split validation \
     --pretrained_vae "$work/vae" --dino_model "$work/teacher" --cache_features "$work/features" \
     --output_dir "$work/model" --preset demo --resolution 64 --window 32 --num_still_images 2 --class_conditional \
-    --train_batch_size 4 --max_train_steps "${MAX_TRAIN_STEPS:-900}" --ema_warmup --no-horizontal_flip \
+    --train_batch_size 4 --learning_rate "${LEARNING_RATE:-1e-3}" --max_train_steps "${MAX_TRAIN_STEPS:-900}" \
+    --ema_warmup --no-horizontal_flip \
     --validation_steps "${VALIDATION_STEPS:-50}" --early_stopping_patience "${PATIENCE:-3}" --validation_loss_clips 32 \
     --checkpointing_steps "${VALIDATION_STEPS:-50}" --checkpoints_total_limit 2 --dataloader_num_workers 1 \
     --validation_inference_steps 10 --report_to tensorboard
 
 echo "== 4. evaluation on the test videos"
 mkdir -p "$work/test"
-cp "$work"/corpus/test-*.parquet "$work/test"
+cp "$work"/corpus/data/test-*.parquet "$work/test"
 endora evaluate --real "$work/test" --fake "$work/model" --output "$work/report" --num_clips "${NUM_CLIPS:-24}" \
     --frame_interval 2 --num_inference_steps 10 --scheduler dpmsolver++ --metrics fvd
 

@@ -22,6 +22,7 @@ def test_from_a_corpus_to_a_published_model_and_its_clips(tmp_path):
             **os.environ,
             **sizes,
             "NUM_CLIPS": "6",
+            "LEARNING_RATE": "0.01",  # too much, so that the loss soon rises
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "HF_ENDPOINT": hub.url,
             "HF_TOKEN": TOKEN,
