@@ -132,7 +132,7 @@ def main() -> None:
             with replacing_entries(output_dir) as folder:
                 assemble(weights).save_pretrained(str(folder))
                 (folder / "training.json").write_text(json.dumps(facts, indent=2))
-                save_model_card(folder, vars(args), results, dataset.class_names)
+            save_model_card(output_dir, vars(args), results, dataset.class_names)
             print(summary(results))
             print(f"Pipeline: {output_dir}")
             if args.push_to_hub:

@@ -118,6 +118,7 @@ def model_card(
     facts = {
         **arguments,
         **results,
+        "prior": arguments.get("prior"),  # which one; among the results it is its loss
         "training": training,
         "conversion": conversion,
         "num_frames": arguments.get("num_frames") or transformer.get("num_frames"),

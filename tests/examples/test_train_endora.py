@@ -117,6 +117,8 @@ def test_ends_with_a_pipeline_a_card_and_validation_clips(trained):
     assert "library_name: diffusers" in card
     assert "4 videos, 1 more could not be read" in card
     assert "`1` b" in card
+    assert "official, weight 0.5, teacher teacher" in card
+    assert f"# {trained.name}\n" in card
     assert read_video_info(trained / "validation" / "step-4" / "clip_0.mp4").num_frames == 16
     results = json.loads((trained / "training.json").read_text())["results"]
     assert results["steps"] == results["averaged_steps"] == 4
