@@ -26,6 +26,7 @@ from diffusers_endora.data.video_io import read_video_info, write_video
 from diffusers_endora.training.checkpoints import find_damage
 from diffusers_endora.training.trainer import Trainer
 from diffusers_endora.training.training_clips import TrainingClips
+from diffusers_endora.training.validation import Validation
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_endora.py"
 MODEL = "model.safetensors"  # in a checkpoint
@@ -309,6 +310,35 @@ def test_the_held_out_loss_is_of_other_videos_and_the_same_each_time(material, t
     assert not names & {trainer.dataset.video_name(i) for i in range(trainer.dataset.num_videos)}
     assert evaluated[0][1] == evaluated[1][1]
     assert 0.9 < evaluated[0][1] < 1.1  # a new transformer predicts zeros
+
+
+def test_validation_reaches_the_tracker(material, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = {"prior": "none", "dino_model": None, "report_to": "tensorboard", "max_train_steps": 2}
+    options |= {"validation_steps": 1, "logging_steps": 1, "validation_fraction": 0.25, "validation_loss_clips": 2}
+    train(material, tmp_path, **options)
+    events = EventAccumulator(str(next((tmp_path / "logs").rglob("events*")).parent), {"images": 0, "scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert [event.step for event in events.Scalars("held_out_loss")] == [1, 2]
+    expected = {"loss", "mse", "vb", "grad_norm_last", "lr", "clips_per_second", "data_wait", "memory_gb"}
+    assert expected <= set(tags["scalars"])
+    assert any(tag.startswith("mse_t") for tag in tags["scalars"])
+    assert any(tag.startswith("clips") for tag in tags["images"])
+
+
+@pytest.mark.slow
+def test_fvd_on_a_schedule(material, tmp_path):
+    fvds = []
+    original = Validation.fvd
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Validation, "fvd", lambda self, pipeline: fvds.append(original(self, pipeline)) or fvds[-1])
+        options = {"prior": "none", "dino_model": None, "max_train_steps": 4, "validation_steps": 1}
+        options |= {"validation_fraction": 0.25, "validation_fvd": 4, "validation_fvd_steps": 3}
+        train(material, tmp_path, **options)
+    assert len(fvds) == 2  # after step 3 and at the end
+    assert all(value > 100 for value in fvds)  # an untrained model
 
 
 @pytest.mark.parametrize(
