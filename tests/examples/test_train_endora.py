@@ -335,7 +335,7 @@ def test_fvd_on_a_schedule(material, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Validation, "fvd", lambda self, pipeline: fvds.append(original(self, pipeline)) or fvds[-1])
         options = {"prior": "none", "dino_model": None, "max_train_steps": 4, "validation_steps": 1}
-        options |= {"validation_fraction": 0.25, "validation_fvd": 4, "validation_fvd_steps": 3}
+        options |= {"validation_fraction": 0.5, "validation_fvd": 4, "validation_fvd_steps": 3}
         train(material, tmp_path, **options)
     assert len(fvds) == 2  # after step 3 and at the end
     assert all(value > 100 for value in fvds)  # an untrained model
@@ -499,6 +499,7 @@ def test_wrong_flags_are_refused_in_one_line(material, tmp_path, capsys, changes
         ({"dino_model": "no/where"}, "facebook/dino-vits8"),
         ({"resolution": 36}, "--resolution 36: expected a multiple of 8"),
         ({"resume_from_checkpoint": "checkpoint-7"}, "no such checkpoint"),
+        ({"validation_fraction": 0.25, "validation_fvd": 4}, "1 held-out clips; FVD needs two or more"),
     ],
 )
 def test_what_cannot_be_loaded_ends_in_one_sentence_and_writes_nothing(

@@ -25,6 +25,9 @@ class Validation:
         num_classes: clips of all classes are sampled in turn; None for an unconditional model.
         held_out: videos that FVD compares with, or None.
         accelerator: whose trackers get the pictures.
+
+    Raises:
+        ValueError: FVD is asked for, and there are no I3D weights or fewer than two held-out clips.
     """
 
     def __init__(
@@ -40,6 +43,16 @@ class Validation:
         self.num_classes = num_classes
         self.held_out = held_out
         self.accelerator = accelerator
+        self.metric = None
+        if args.validation_fvd is not None:
+            from ..metrics import FrechetVideoDistance
+
+            num_clips = 0 if held_out is None else min(args.validation_fvd, len(held_out))
+            if num_clips < 2:
+                raise ValueError(
+                    f"--validation_fvd {args.validation_fvd}: {num_clips} held-out clips; FVD needs two or more."
+                )
+            self.metric = FrechetVideoDistance()
 
     def __call__(self, weights: dict[str, torch.Tensor], folder: Path, step: int) -> dict[str, float]:
         """Writes clips into `folder`; returns numbers for the trackers.
@@ -81,11 +94,11 @@ class Validation:
 
     def fvd(self, pipeline: EndoraPipeline) -> float:
         """FVD between as many sampled and held-out clips as `--validation_fvd` says, at most those there are."""
-        from ..metrics import FrechetVideoDistance
-
         assert self.held_out is not None
+        assert self.metric is not None
         count = min(self.args.validation_fvd, len(self.held_out))
-        metric = FrechetVideoDistance().to(self.accelerator.device)
+        metric = self.metric.to(self.accelerator.device)
+        metric.reset()
         places = np.linspace(0, len(self.held_out) - 1, count).round().astype(int)
         for place in places:
             video = self.held_out[int(place)]["video"][: self.args.num_frames]
