@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from accelerate.state import AcceleratorState
 from datasets import ClassLabel, Dataset, Features, Video
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import ViTConfig, ViTModel
 
 from diffusers_endora import DinoPrior, EndoraPipeline
@@ -310,6 +312,40 @@ def test_the_held_out_loss_is_of_other_videos_and_the_same_each_time(material, t
     assert not names & {trainer.dataset.video_name(i) for i in range(trainer.dataset.num_videos)}
     assert evaluated[0][1] == evaluated[1][1]
     assert 0.9 < evaluated[0][1] < 1.1  # a new transformer predicts zeros
+
+
+class ScalarReads(TorchDispatchMode):
+    """Notes where numbers are read out of tensors, which on a GPU waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            frames = [frame for frame in traceback.extract_stack() if "diffusers_endora" in frame.filename]
+            self.places.append(frames[-1].name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_nothing_from_the_device_but_the_flag_of_the_step_before(material, tmp_path):
+    options = {"max_train_steps": 6, "logging_steps": 6, "checkpointing_steps": 6, "validation_steps": 6}
+    options |= {"cache_features": tmp_path / "cache", "gradient_accumulation_steps": 2}  # labels on a CPU are checked
+    read_of_steps = []
+    original = Trainer._report
+    with ScalarReads() as reads, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Trainer,
+            "_report",
+            lambda self, progress: (
+                read_of_steps.append(reads.places[:]),
+                original(self, progress),
+                reads.places.clear(),
+            ),
+        )
+        train(material, tmp_path / "out", **options)
+    # the flag has been copied to the CPU by then, in the background
+    assert read_of_steps[1:] == [["_stop_if_bad"]] * 5
 
 
 def test_validation_reaches_the_tracker(material, tmp_path):
