@@ -206,6 +206,11 @@ def test_processes_and_accumulation_share_out_the_same_steps(material, tmp_path)
     assert "2 clips x 2 processes" in run.stdout
     EndoraPipeline.from_pretrained(tmp_path / "two")
 
+    # what two processes began, one ends
+    shutil.copytree(tmp_path / "two" / "checkpoint-15", tmp_path / "mixed" / "checkpoint-15")
+    shutil.copy(tmp_path / "two" / "training_log.jsonl", tmp_path / "mixed")
+    train(material, tmp_path / "mixed", train_batch_size=4, resume_from_checkpoint="latest", **options)
+
     expected = torch.load(tmp_path / "one" / "checkpoint-1" / "optimizer.bin")["state"]
     largest = max(state["exp_avg"].abs().max() for state in expected.values())
     for other in ("accumulated", "two"):
@@ -213,6 +218,7 @@ def test_processes_and_accumulation_share_out_the_same_steps(material, tmp_path)
         first = torch.load(tmp_path / other / "checkpoint-1" / "optimizer.bin")["state"]
         for i, state in expected.items():
             assert ((first[i]["exp_avg"] - state["exp_avg"]).abs().max() / largest).item() < 1e-6
+    for other in ("accumulated", "two", "mixed"):
         for line, same in zip(read_log(tmp_path / "one"), read_log(tmp_path / other), strict=True):
             assert same == pytest.approx(line, rel=1e-5)
 
