@@ -45,7 +45,7 @@ from diffusers_endora.training.presets import TRANSFORMERS
 from diffusers_endora.training.setup import build_prior, build_transformer, load_clips, open_caches
 from diffusers_endora.training.trainer import Trainer, resident_memory
 from diffusers_endora.training.training_clips import TrainingClips
-from diffusers_endora.training.training_model import TrainingModel
+from diffusers_endora.training.training_model import Losses, TrainingModel
 
 TrainerT = TypeVar("TrainerT", bound=Trainer)
 
@@ -189,9 +189,9 @@ class CachedStep(Trainer):
         self.laps.end("data")
         return inputs
 
-    def _update(self) -> None:
+    def _update(self, losses: Losses) -> None:
         self.laps.end("forward and backward")
-        super()._update()
+        super()._update(losses)
 
     def _report(self, progress: Any) -> None:
         self.laps.end("EMA")  # and what little follows it

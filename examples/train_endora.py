@@ -17,11 +17,10 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import HfApi
 
 from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
 from diffusers_endora.data.video_io import VideoError, replacing_entries
-from diffusers_endora.hub import publish_folder, save_model_card
+from diffusers_endora.hub import create_repository, publish_folder, save_model_card
 from diffusers_endora.models.autoencoder import load_vae, load_vae_config
 from diffusers_endora.publication import without_private
 from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments
@@ -29,7 +28,14 @@ from diffusers_endora.training.checkpoints import find_checkpoint
 from diffusers_endora.training.objective import make_scheduler
 from diffusers_endora.training.presets import LEARNING_RATES
 from diffusers_endora.training.processes import by_main_process
-from diffusers_endora.training.setup import build_prior, build_transformer, load_clips, make_accelerator, open_caches
+from diffusers_endora.training.setup import (
+    build_prior,
+    build_transformer,
+    load_clips,
+    make_accelerator,
+    open_caches,
+    refuse_used_folder,
+)
 from diffusers_endora.training.trainer import BadStep, Trainer, summary
 from diffusers_endora.training.training_model import TrainingModel
 from diffusers_endora.training.validation import Validation
@@ -98,11 +104,11 @@ def main() -> None:
         if resume_from is not None:
             trainer.resume(resume_from)
             accelerator.print(f"Resumed from {resume_from} at step {trainer.step}.")
+        else:
+            by_main_process(accelerator, lambda: refuse_used_folder(output_dir))
         if args.push_to_hub:  # refused now or never
-            api = HfApi(token=hub_token)
-            by_main_process(
-                accelerator, lambda: str(api.create_repo(args.hub_model_id, exist_ok=True, private=args.hub_private))
-            )
+            name, private = args.hub_model_id, args.hub_private or None
+            by_main_process(accelerator, lambda: create_repository(name, hub_token, private))
     except (ValueError, OSError) as error:
         sys.exit(f"train_endora.py: error: {error}")
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -124,7 +130,8 @@ def main() -> None:
 
     # 4. Results
     results = trainer.results()
-    weights, results["weights_of_step"] = trainer.final_weights()
+    weights, published = trainer.final_weights()
+    results |= published
     failed = False
     if accelerator.is_main_process:
         facts = {"arguments": vars(args), "results": results, "class_names": dataset.class_names}
@@ -136,8 +143,9 @@ def main() -> None:
             print(summary(results))
             print(f"Pipeline: {output_dir}")
             if args.push_to_hub:
+                private = args.hub_private or None
                 address = publish_folder(
-                    output_dir, args.hub_model_id, token=hub_token, private=args.hub_private, license=args.license
+                    output_dir, args.hub_model_id, token=hub_token, private=private, license=args.license
                 )
                 print(f"Published: {address}")
         except (ValueError, OSError) as error:

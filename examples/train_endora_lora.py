@@ -20,12 +20,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.adapter_page import ADAPTER_WEIGHTS, adapter_card, prepare_adapter_publication
 from diffusers_endora.data.video_io import VideoError, replacing_entries
-from diffusers_endora.hub import full_repo_id, upload
+from diffusers_endora.hub import create_repository, full_repo_id, upload
 from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.model_card import is_edited, name_of
 from diffusers_endora.models.autoencoder import load_vae_config
@@ -42,7 +41,7 @@ from diffusers_endora.training.adapter import (
 from diffusers_endora.training.arguments import new_parser, parse_arguments
 from diffusers_endora.training.checkpoints import find_checkpoint
 from diffusers_endora.training.processes import by_main_process
-from diffusers_endora.training.setup import build_prior, load_clips, make_accelerator, open_caches
+from diffusers_endora.training.setup import build_prior, load_clips, make_accelerator, open_caches, refuse_used_folder
 from diffusers_endora.training.trainer import BadStep, Trainer, summary
 from diffusers_endora.training.training_model import TrainingModel
 from diffusers_endora.training.validation import Validation
@@ -122,11 +121,11 @@ def main() -> None:
         if resume_from is not None:
             trainer.resume(resume_from)
             accelerator.print(f"Resumed from {resume_from} at step {trainer.step}.")
+        else:
+            by_main_process(accelerator, lambda: refuse_used_folder(output_dir))
         if args.push_to_hub:  # refused now or never
-            api = HfApi(token=hub_token)
-            by_main_process(
-                accelerator, lambda: str(api.create_repo(args.hub_model_id, exist_ok=True, private=args.hub_private))
-            )
+            name, private = args.hub_model_id, args.hub_private or None
+            by_main_process(accelerator, lambda: create_repository(name, hub_token, private))
     except (ValueError, OSError) as error:
         sys.exit(f"train_endora_lora.py: error: {error}")
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -148,7 +147,8 @@ def main() -> None:
 
     # 4. Results
     results = {**trainer.results(), "num_trained_parameters": num_trained}
-    weights, results["weights_of_step"] = trainer.final_weights()
+    weights, published = trainer.final_weights()
+    results |= published
     failed = False
     if accelerator.is_main_process:
         origin = {"name": name_of(args.pretrained_model), "is_on_hub": is_on_hub, "transformer": base_hash}
@@ -166,7 +166,7 @@ def main() -> None:
             if args.push_to_hub:
                 repo_id = full_repo_id(args.hub_model_id, hub_token)
                 publication = prepare_adapter_publication(output_dir, repo_id, args.license, hub_token)
-                print(f"Published: {upload(publication, repo_id, hub_token, args.hub_private)}")
+                print(f"Published: {upload(publication, repo_id, hub_token, args.hub_private or None)}")
         except (ValueError, OSError) as error:
             print(f"train_endora_lora.py: error: {error}", file=sys.stderr)
             failed = True

@@ -17,6 +17,7 @@ from .model_card import save_model_card
 from .publication import Publication, prepare_publication, write_conversion_record
 
 __all__ = [
+    "create_repository",
     "full_repo_id",
     "prepare_publication",
     "publish_folder",
@@ -73,6 +74,21 @@ def publish_folder(
     for note in publication.notes:
         logger.warning(note)
     return upload(publication, repo_id, token, private, revision, create_pr, tag)
+
+
+def create_repository(repo_id: str, token: str | None = None, private: bool | None = None) -> str:
+    """Makes a model repository unless it exists, and so finds out before a training whether the token may.
+
+    Returns:
+        Its id, "owner/model".
+
+    Raises:
+        ValueError, OSError: see `upload`.
+    """
+    repo_id = full_repo_id(repo_id, token)
+    with explained(repo_id):
+        with_retries(lambda: HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True))
+    return repo_id
 
 
 def full_repo_id(repo_id: str, token: str | None = None) -> str:

@@ -17,7 +17,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from datasets import ClassLabel, Dataset, Features, Video
-from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler
+from hub_server import TOKEN, HubServer
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import ViTConfig, ViTModel
@@ -304,6 +305,75 @@ def test_early_stopping_publishes_the_best_weights(material, tmp_path, monkeypat
     assert all(torch.equal(published[name], best[name]) for name in published)
 
 
+def test_the_best_weights_come_with_a_checkpoint(material, tmp_path, monkeypatch):
+    options = {"prior": "none", "dino_model": None, "max_train_steps": 3, "checkpointing_steps": 1}
+    options |= {"validation_steps": 1, "early_stopping_patience": 9, "validation_fraction": 0.25}
+    losses = iter([0.5, 0.4, 0.6, 0.7])
+    monkeypatch.setattr(Trainer, "held_out_loss", lambda self: next(losses))
+    train(material, tmp_path / "first", **options)
+    best = load_file(tmp_path / "first" / "checkpoint-2" / "ema.safetensors")
+    # elsewhere, from the checkpoint alone
+    moved = tmp_path / "first" / "checkpoint-2"
+    train(material, tmp_path / "second", **options, resume_from_checkpoint=moved)
+    # in the same folder, whose own best weights are of another time
+    (tmp_path / "first" / "best.safetensors").unlink()
+    (tmp_path / "first" / "best.safetensors").write_bytes(b"")
+    losses = iter([0.6])
+    train(material, tmp_path / "first", **options, resume_from_checkpoint="checkpoint-2")
+    for name in ("first", "second"):
+        published = load_file(tmp_path / name / WEIGHTS)
+        assert all(torch.equal(published[key], best[key]) for key in published)
+        results = json.loads((tmp_path / name / "training.json").read_text())["results"]
+        assert (results["weights_of_step"], results["held_out_loss"]) == (2, 0.4)
+        assert "0.4000, of the weights of step 2 |" in (tmp_path / name / "README.md").read_text()
+    assert (tmp_path / "first" / "checkpoint-3.abandoned").exists()
+
+
+def test_a_folder_with_checkpoints_is_not_trained_over(material, trained):
+    before = read_log(trained)
+    with pytest.raises(SystemExit, match="has the checkpoints of a training, up to checkpoint-4: go on with it by"):
+        train(material, trained, class_conditional=True)
+    assert read_log(trained) == before
+
+
+def test_a_kl_posterior_is_sampled_alike_with_and_without_the_cache(material, tmp_path):
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        norm_num_groups=4,
+        latent_channels=4,
+    ).save_pretrained(tmp_path / "vae")
+    options = {"pretrained_vae": tmp_path / "vae", "prior": "none", "dino_model": None, "validation_steps": 99}
+    options |= {"checkpointing_steps": 2}
+    train(material, tmp_path / "plain", **options)
+    cached = {**options, "cache_features": tmp_path / "cache"}
+    train(material, tmp_path / "cached", **cached)
+    train(material, tmp_path / "stopped", **{**cached, "max_train_steps": 2})
+    train(material, tmp_path / "stopped", **cached, resume_from_checkpoint="latest")
+    assert_same_training(tmp_path / "cached", tmp_path / "stopped", "checkpoint-4")
+    for line, same in zip(read_log(tmp_path / "plain"), read_log(tmp_path / "cached"), strict=True):
+        assert same == pytest.approx(line, rel=1e-4)
+
+
+def test_a_training_ends_on_the_hub(material, tmp_path, monkeypatch):
+    options = {"prior": "none", "dino_model": None, "max_train_steps": 1, "push_to_hub": True, "hub_token": TOKEN}
+    options |= {"hub_model_id": "me/colon", "license": "mit"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(SystemExit, match=r"train_endora\.py: error: the Hub cannot be reached"):
+        train(material, tmp_path / "out", **options)
+    with HubServer() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        train(material, tmp_path / "out", **options)
+        files = hub.repositories["me/colon"].files()
+    assert files[WEIGHTS] == (tmp_path / "out" / WEIGHTS).read_bytes()
+    assert b"license: mit" in files["README.md"]
+    assert {"training.json", "training_log.jsonl", "samples/clip.mp4"} <= set(files)
+
+
 def test_the_held_out_loss_is_of_other_videos_and_the_same_each_time(material, tmp_path):
     options = {"prior": "none", "dino_model": None, "max_train_steps": 2, "learning_rate": 1e-30, "use_ema": True}
     options |= {"validation_steps": 1, "validation_fraction": 0.25, "validation_loss_clips": 5}
@@ -367,7 +437,7 @@ def test_validation_reaches_the_tracker(material, tmp_path):
     expected = {"loss", "mse", "vb", "grad_norm_last", "lr", "clips_per_second", "data_wait", "memory_gb"}
     assert expected <= set(tags["scalars"])
     assert any(tag.startswith("mse_t") for tag in tags["scalars"])
-    assert any(tag.startswith("clips") for tag in tags["images"])
+    assert tags["images"] == ["contact_sheet"]
 
 
 @pytest.mark.slow
@@ -417,6 +487,7 @@ def test_a_config_file_sets_flags_and_the_command_line_overrides_them(material, 
         ("- 3", "expected flags by name"),
         ("max_train_steps: many", "max_train_steps: 'many' is not one of its values"),
         ("prior: other", "prior: 'other' is not one of its values"),
+        ("train_batch_size: 1.5", "train_batch_size: 1.5 is not one of its values"),
         ("use_ema: 1", "use_ema: 1: expected true or false"),
         ("a: [", "cannot be read"),
     ],
@@ -522,6 +593,8 @@ def test_accelerate_launch(material, tmp_path):
         ({"zero_terminal_snr": True}, "--zero_terminal_snr needs --prediction_type v_prediction"),
         ({"ema_decay": 2}, "--ema_decay 2.0: expected a number from 0 to 1"),
         ({"output_dir": None}, "--output_dir is required"),
+        ({"patch_size": 0}, "--patch_size 0: expected a positive integer"),
+        ({"license": "My Licence"}, "--license 'My Licence': expected the Hub's name of a licence"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(material, tmp_path, capsys, changes, message):

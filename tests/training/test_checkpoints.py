@@ -6,7 +6,12 @@ import pytest
 from accelerate import PartialState
 
 from diffusers_endora.training import checkpoints
-from diffusers_endora.training.checkpoints import find_checkpoint, list_checkpoints, save_checkpoint
+from diffusers_endora.training.checkpoints import (
+    find_checkpoint,
+    list_checkpoints,
+    save_checkpoint,
+    set_aside_after,
+)
 
 
 def write(folder: Path) -> None:
@@ -124,3 +129,14 @@ def test_a_removal_that_is_cut_short_leaves_no_half_checkpoint(tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2, total_limit=1)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2"]
+
+
+def test_later_checkpoints_are_set_aside_for_a_training_that_goes_on_from_an_earlier_one(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    for _ in range(2):  # a second time replaces what the first has set aside
+        renamed = set_aside_after(tmp_path / "checkpoint-1")
+        assert [path.name for path in renamed] == ["checkpoint-2.abandoned", "checkpoint-3.abandoned"]
+        assert find_checkpoint(tmp_path, "latest").name == "checkpoint-1"
+        for step in (2, 3):
+            save(tmp_path, step)

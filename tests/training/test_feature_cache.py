@@ -1,12 +1,14 @@
 """Features are computed once, checked when they are read, and computed again only where they are wrong."""
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from PIL import Image
 from safetensors.torch import load, load_file, save_file
 
 from diffusers_endora import ClipDataset
@@ -137,11 +139,28 @@ def test_a_damaged_frame_is_left_out_of_the_training(tmp_path, corpus):
     assert not cache.damaged & set(torch.cat(ids).tolist())
 
 
-def test_a_full_disk_is_said_before_anything_is_computed(tmp_path, corpus, monkeypatch):
-    cache = opened(tmp_path, corpus)
+def test_a_full_disk_is_said_before_anything_is_computed(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 5000))
-    with pytest.raises(ValueError, match=r"the colours of this corpus need 9.2 kB more, of which 5.0 kB are free"):
-        cache.check_space(cache.missing())
+    feature_cache.check_space(tmp_path, 5000)
+    with pytest.raises(ValueError, match=r"the features of this corpus need 9.2 kB more, of which 5.0 kB are free"):
+        feature_cache.check_space(tmp_path, 9180)
+
+
+def test_videos_whose_files_have_the_same_names_sizes_and_times_are_told_apart(tmp_path):
+    corpus = tmp_path / "videos"
+    for name in ("a", "b"):
+        frames = np.random.default_rng(ord(name)).integers(0, 255, (8, 16, 16, 3), dtype=np.uint8)
+        (corpus / name).mkdir(parents=True)
+        for i, frame in enumerate(frames):
+            Image.fromarray(frame).save(corpus / name / f"{i}.bmp")  # not compressed: all of one size
+            os.utime(corpus / name / f"{i}.bmp", ns=(0, 0))
+    filled(tmp_path, corpus)
+    again = opened(tmp_path, corpus)
+    assert again.missing() == []
+    item = dataset_of(corpus).item(0, 0), dataset_of(corpus).item(0, 1)
+    for clip in item:
+        read = again.read(clip["frame_ids"].tolist())["mean"]
+        torch.testing.assert_close(read.float(), compute(clip["video"])["mean"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_disk_that_fills_up_is_one_sentence(tmp_path, corpus, monkeypatch):

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from diffusers.optimization import SchedulerType
 from ..data.corpora import CORPORA
 from .presets import TRANSFORMERS
 
+LICENSE_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # as the Hub writes them
 SWITCH = argparse.BooleanOptionalAction
 
 
@@ -177,6 +179,9 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = No
         value = getattr(args, name)
         if value is not None and not value > 0:
             parser.error(f"--{name} {value}: expected a positive {'integer' if isinstance(value, int) else 'number'}.")
+    for name in ("num_layers", "num_attention_heads", "attention_head_dim", "patch_size", "rank"):
+        if getattr(args, name, None) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
     for name in ("num_still_images", "dataloader_num_workers", "cache_frames_gb", "lr_warmup_steps", "seed"):
         if getattr(args, name) < 0:
             parser.error(f"--{name} {getattr(args, name)}: expected 0 or more.")
@@ -186,6 +191,13 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = No
             parser.error(f"--{name} {value}: expected a number from 0 to 1.")
     if args.validation_fvd_steps is not None and args.validation_fvd is None:
         parser.error("--validation_fvd_steps needs --validation_fvd, the number of clips.")
+    if args.validation_fvd_steps is not None and args.validation_fvd_steps % args.validation_steps:
+        parser.error(
+            f"--validation_fvd_steps {args.validation_fvd_steps}: expected a multiple of --validation_steps "
+            f"{args.validation_steps}."
+        )
+    if args.license is not None and not LICENSE_NAME.fullmatch(args.license):
+        parser.error(f"--license {args.license!r}: expected the Hub's name of a licence, such as cc-by-nc-4.0.")
     return args
 
 
@@ -242,7 +254,8 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str) -> None:
         elif value is not None:
             try:
                 convert: Any = action.type or str
-                value = None if isinstance(value, bool) else convert(value)
+                fits = isinstance(value, int | float | str) and not isinstance(value, bool)
+                value = convert(str(value)) if fits else None
             except (TypeError, ValueError):
                 value = None
             if value is None or (action.choices and value not in action.choices):

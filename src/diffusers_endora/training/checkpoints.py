@@ -199,6 +199,37 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def set_aside_after(checkpoint: Path) -> list[Path]:
+    """Renames the later checkpoints beside one to `<name>.abandoned`, so that none is taken for the training's latest.
+
+    Returns:
+        Their new paths.
+    """
+    renamed = []
+    for path in list_checkpoints(checkpoint.parent):
+        if checkpoint_step(path) > checkpoint_step(checkpoint):
+            target = path.with_name(f"{path.name}.abandoned")
+            if target.exists():
+                shutil.rmtree(target)
+            renamed.append(path.rename(target))
+    return renamed
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Removes what a process that was killed left half written in a training's folder, but for checkpoints."""
+    for pattern in (".new-*", ".best-*", "*.tmp"):
+        for path in output_dir.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file that is replaced and never changed; a copy where the disk has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def remove(checkpoint: Path) -> None:
     """Removes a checkpoint such that a kill on the way leaves no half of it under its name."""
     doomed = checkpoint.with_name(f"{checkpoint.name}.old.partial")

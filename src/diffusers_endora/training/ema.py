@@ -17,7 +17,7 @@ class MovingAverage:
 
     Args:
         parameters: of the model, in the order that all methods get them in. Sharded ones (`DTensor`) are averaged
-            shard by shard.
+            shard by shard, those of 16 bits in float32.
         decay: in [0, 1]; the paper's is 0.9999.
         warm_up: begin with less: at step n the decay is at most n / (n + 10), so that a short training forgets its
             initial weights.
@@ -39,7 +39,7 @@ class MovingAverage:
         self.decay = decay
         self.warm_up = warm_up
         self.num_steps = 0
-        self.average = [parameter.detach().to(device=device, copy=True) for parameter in parameters]
+        self.average = [p.detach().to(device=device, dtype=torch.float32, copy=True) for p in parameters]
 
     @torch.no_grad()
     def step(self, parameters: Iterable[torch.Tensor]) -> None:
@@ -47,9 +47,10 @@ class MovingAverage:
         self.num_steps += 1
         decay = min(self.decay, self.num_steps / (self.num_steps + 10)) if self.warm_up else self.decay
         current = [parameter.detach() for parameter in parameters]
-        if current and current[0].device != self.average[0].device:
+        alike = all(a.device == b.device and a.dtype == b.dtype for a, b in zip(self.average, current, strict=True))
+        if not alike:
             for average, parameter in zip(self.average, current, strict=True):  # one at a time: no second copy of all
-                average.lerp_(parameter.to(average.device), 1 - decay)
+                average.lerp_(parameter.to(average), 1 - decay)
         else:
             torch._foreach_lerp_(self.average, current, 1 - decay)
 
@@ -57,16 +58,20 @@ class MovingAverage:
     def swapped_into(self, parameters: Iterable[torch.Tensor]) -> Iterator[None]:
         """The parameters are the average while this lasts; tensor by tensor, so that it takes no further memory."""
         parameters = list(parameters)
+        # parameters of 16 bits would not give the average back as it was
+        is_rounded = any(a.dtype != p.dtype for a, p in zip(self.average, parameters, strict=True))
+        exact = [average.clone() for average in self.average] if is_rounded else self.average
         self._swap(parameters)
         try:
             yield
         finally:
             self._swap(parameters)
+            self.average = exact
 
     @torch.no_grad()
     def _swap(self, parameters: list[torch.Tensor]) -> None:
         for average, parameter in zip(self.average, parameters, strict=True):
-            kept = average.to(parameter.device, copy=True)
+            kept = average.to(parameter, copy=True)
             average.copy_(parameter)
             parameter.copy_(kept)
 

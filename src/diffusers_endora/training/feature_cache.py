@@ -144,16 +144,6 @@ class FeatureCache:
         wrong_paths = set(self._gathered([shard.path for shard in wrong]))
         return list({shard.path: shard for shard in self.shards if shard.path in wrong_paths}.values())
 
-    def check_space(self, missing: list[Shard]) -> None:
-        """Raises a ValueError where the disk has no room for the missing shards."""
-        needed, free = self.bytes_of(missing), shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise ValueError(
-                f"{self.folder}: the {self.features.name} of this corpus need {readable_size(needed)} more, of which "
-                f"{readable_size(free)} are free. Use another disk, fewer forms of a frame (--no-horizontal_flip, "
-                "--num_still_images 0), or int8."
-            )
-
     def fill(self, missing: list[Shard], compute: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> None:
         """Computes shards, which the processes share, and writes the index.
 
@@ -271,13 +261,17 @@ class FeatureCache:
 
     def _hash_videos(self) -> dict[int, tuple[Any, str]]:
         """Stamps and SHA-256 of each video; of files that the index knows, unchanged, without reading them."""
-        known = {json.dumps(video["files"]): video["sha256"] for video in self._index().values() if video["files"]}
-        mine, failure = {}, None
+        known = self._index()
+        mine: dict[int, tuple[Any, str]] = {}
+        failure = None
         try:
             for i in range(self.state.process_index, self.dataset.num_videos, self.state.num_processes):
                 stamps = self.dataset.video_stamps(i)
-                digest = known.get(json.dumps(stamps)) if stamps else None
-                mine[i] = (stamps, digest or self.dataset.video_hash(i))
+                entry = known.get(self.dataset.video_name(i))
+                if entry is not None and stamps and entry["files"] == [list(stamp) for stamp in stamps]:
+                    mine[i] = (stamps, entry["sha256"])
+                else:
+                    mine[i] = (stamps, self.dataset.video_hash(i))
         except (OSError, ValueError) as error:
             failure = str(error)
         raise_everywhere(self.state, failure)
@@ -398,6 +392,17 @@ def _is_intact(path: Path) -> bool:
         logger.warning("%s is computed again: its hash is another", path)
         return False
     return True
+
+
+def check_space(folder: str | Path, num_bytes: int) -> None:
+    """Raises a ValueError where a disk has no room for so many bytes more."""
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise ValueError(
+            f"{folder}: the features of this corpus need {readable_size(num_bytes)} more, of which "
+            f"{readable_size(free)} are free. Use another disk, fewer forms of a frame (--no-horizontal_flip, "
+            "--num_still_images 0), int8, or keep one kind alone (--no-cache_dino)."
+        )
 
 
 def readable_size(num_bytes: int) -> str:

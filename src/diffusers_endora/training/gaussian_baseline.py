@@ -59,7 +59,8 @@ class GaussianBaseline:
         """The moments, for a checkpoint; empty before the first `update`."""
         if self.sum is None or self.sum_of_squares is None:
             return {}
-        return {"count": torch.tensor(self.count), "sum": self.sum, "sum_of_squares": self.sum_of_squares}
+        sums = {"sum": self.sum, "sum_of_squares": self.sum_of_squares}
+        return {"count": torch.tensor(self.count)} | {name: value.contiguous() for name, value in sums.items()}
 
     def clear(self) -> None:
         """Forgets the frames that it has seen, but not of what shape they are."""

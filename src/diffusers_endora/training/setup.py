@@ -2,23 +2,26 @@
 
 import argparse
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, ProjectConfiguration
 
 from ..data.clips import ClipDataset
 from ..data.corpora import load_corpus
 from ..models.autoencoder import is_certain, load_vae, vae_scale_factor
 from ..models.transformer_endora import EndoraTransformer3DModel
 from .arguments import is_corpus
+from .checkpoints import list_checkpoints
 from .dino_prior import DinoPrior, student_layers_for
-from .feature_cache import FeatureCache, FrameFeatures, network_digest, readable_size
+from .feature_cache import FeatureCache, FrameFeatures, Shard, check_space, network_digest, readable_size
 from .latents import encode_frames
 from .objective import predicts_variance
 from .presets import TRANSFORMERS
+from .processes import by_main_process
 
 # pixels (n, 3, H, W) to outputs (n, ...) by name
 Compute: TypeAlias = Callable[[torch.Tensor], dict[str, torch.Tensor]]
@@ -38,7 +41,20 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs")),
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        # the others wait while the main process samples clips or reads a checkpoint back
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
     )
+
+
+def refuse_used_folder(output_dir: Path) -> None:
+    """Raises a ValueError where another training has left checkpoints; else removes what it left of its log."""
+    if checkpoints := list_checkpoints(output_dir):
+        raise ValueError(
+            f"{output_dir} has the checkpoints of a training, up to {checkpoints[-1].name}: go on with it by "
+            "--resume_from_checkpoint latest, or choose another --output_dir."
+        )
+    for name in ("training_log.jsonl", "best.safetensors", "bad_step.json"):
+        (output_dir / name).unlink(missing_ok=True)
 
 
 def load_clips(args: argparse.Namespace) -> tuple[ClipDataset, ClipDataset | None]:
@@ -144,6 +160,7 @@ def open_caches(
     if args.cache_dino and prior is not None:
         kinds.append((token_features(args, prior), lambda: _tokens_by(args, prior, accelerator)))
     opened: list[tuple[FeatureCache, ...]] = []
+    to_fill: list[tuple[FeatureCache, list[Shard], Callable[[], Compute]]] = []
     for dataset in datasets:
         caches = []
         for features, make in kinds:
@@ -154,10 +171,14 @@ def open_caches(
                 f"{readable_size(cache.num_bytes)}, {readable_size(cache.bytes_of(missing))} of them to compute, in "
                 f"{cache.folder}"
             )
-            cache.check_space(missing)
-            cache.fill(missing, make() if missing else _nothing)
             caches.append(cache)
+            to_fill.append((cache, missing, make))
         opened.append(tuple(caches))
+    if to_fill:
+        needed = sum(cache.bytes_of(missing) for cache, missing, _ in to_fill)
+        by_main_process(accelerator, lambda: check_space(args.cache_features, needed))
+    for cache, missing, make in to_fill:
+        cache.fill(missing, make() if missing else _nothing)
     return opened
 
 

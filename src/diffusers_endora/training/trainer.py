@@ -1,6 +1,7 @@
 """The training loop: exact after a crash, the same on however many processes, and never waiting without need."""
 
 import argparse
+import hashlib
 import json
 import resource
 import sys
@@ -8,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from diffusers.optimization import get_scheduler
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -21,21 +23,32 @@ from tqdm.auto import tqdm
 from ..data.clips import ClipDataset
 from ..data.video_io import written_atomically
 from ..models.autoencoder import load_vae
-from .checkpoints import checkpoint_step, leave_out_frozen, save_checkpoint
+from .checkpoints import (
+    checkpoint_step,
+    leave_out_frozen,
+    link_or_copy,
+    remove_leftovers,
+    save_checkpoint,
+    set_aside_after,
+)
 from .early_stopping import EarlyStopping
 from .ema import MovingAverage
 from .feature_cache import FeatureCache
 from .gaussian_baseline import GaussianBaseline
 from .latents import encode_frames, sample_latents
 from .objective import coefficients, sample_timesteps
+from .processes import by_main_process
 from .sharding import full_tensor, prepare_to_shard, reshard
 from .training_clips import TrainingClips
 from .training_log import TrainingLog
-from .training_model import TrainingModel, drop_labels
+from .training_model import Losses, TrainingModel, drop_labels
 
 RUN_FACTS = "run.json"  # in a checkpoint
 BAD_STEP = "bad_step.json"
+BEST_WEIGHTS = "best.safetensors"
 LOSS_WINDOW = 200  # optimiser steps that the reported losses are averaged over
+T = TypeVar("T")
+
 GOLDEN_RATIO = 0.6180339887498949
 
 
@@ -57,7 +70,7 @@ class Trainer:
         vae_config: of the VAE that latents are of.
         dataset, caches: the corpus, and what is kept of its frames.
         held_out, held_out_caches: videos for the held-out loss, or None.
-        validate: called as `validate(weights, folder, step)` by the main process at each validation, with the
+        validate: called as `validate(weights, folder, step, is_last)` by the main process at each validation, with the
             transformer's trained weights as sampling uses them; returns numbers for the trackers.
         learning_rate: before the schedule.
         origin: what a resumed training has to share beside what the flags and the transformer's config say.
@@ -73,7 +86,7 @@ class Trainer:
         caches: tuple[FeatureCache, ...] = (),
         held_out: ClipDataset | None = None,
         held_out_caches: tuple[FeatureCache, ...] = (),
-        validate: Callable[[dict[str, torch.Tensor], Path, int], dict[str, float]] | None = None,
+        validate: Callable[[dict[str, torch.Tensor], Path, int, bool], dict[str, float]] | None = None,
         learning_rate: float = 1e-4,
         origin: dict[str, Any] | None = None,
     ) -> None:
@@ -103,11 +116,14 @@ class Trainer:
             self.vae = load_vae(args.pretrained_vae).requires_grad_(False).to(accelerator.device)
         self.caches, self.held_out_caches = caches, held_out_caches
         reads_pixels = self.vae is not None or (model.prior is not None and "tokens" not in cached)
-        self.clips = self._clips(dataset, caches, reads_pixels, args.seed, args.max_train_steps * self.clips_per_step)
+        num_clips = args.max_train_steps * self.clips_per_step
+        self.clips = TrainingClips(dataset, self.latent_shape, args.seed, num_clips, caches, reads_pixels)
         self.held_out = None
         if held_out is not None:
-            count = min(args.validation_loss_clips, len(held_out))
-            self.held_out = self._clips(held_out, held_out_caches, reads_pixels, args.seed + 1, count)
+            num_clips = min(args.validation_loss_clips, len(held_out))
+            self.held_out = TrainingClips(
+                held_out, self.latent_shape, args.seed + 1, num_clips, held_out_caches, reads_pixels
+            )
 
         # 2. Model, optimiser, learning rate, moving average
         if args.gradient_checkpointing:
@@ -165,6 +181,10 @@ class Trainer:
         progress = tqdm(
             total=args.max_train_steps, initial=self.step, desc="train", disable=not accelerator.is_local_main_process
         )
+        if accelerator.is_main_process:
+            remove_leftovers(self.output_dir)
+        if accelerator.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # of what filled the caches
         batches = self._batches()
         self.model.train()
         while self.step < args.max_train_steps and not self.early_stopping.should_stop:
@@ -183,7 +203,7 @@ class Trainer:
                     accelerator.backward(losses.total)
                     self.log.add(losses, inputs["timesteps"])
                     self._errors.append(losses.mse)
-                    self._update()
+                    self._update(losses)
             self.step += 1
             self.samples += self.clips_per_step
             progress.update()
@@ -233,16 +253,18 @@ class Trainer:
         """The transformer's trained parameters, in the order of `trainable_names`."""
         return [value for value in self.unwrapped.transformer.parameters() if value.requires_grad]
 
-    def _update(self) -> None:
+    def _update(self, losses: Losses) -> None:
         """The optimiser's step, where the micro-batch is the step's last."""
         args, accelerator = self.args, self.accelerator
         if accelerator.sync_gradients:
             # 1. Is it a good step? Decided on the device, alike in all processes
-            accelerator.unscale_gradients()
             parameters = [value for value in self.model.parameters() if value.requires_grad]
-            if self.step >= args.max_grad_norm_start:
+            if self.takes_own_steps:
+                grad_norm = losses.total.new_zeros(())  # the gradients are gone
+            elif self.step >= args.max_grad_norm_start:
                 grad_norm = accelerator.clip_grad_norm_(parameters, args.max_grad_norm)
             else:
+                accelerator.unscale_gradients()
                 grad_norm = torch.nn.utils.get_total_norm([v.grad for v in parameters if v.grad is not None])
             grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
             loss, mse = self.log.step_losses()[:2]
@@ -257,8 +279,10 @@ class Trainer:
                 self.optimizer.optimizer.grad_scale = None
                 self.optimizer.optimizer.found_inf = is_bad.float()
                 self.optimizer.step()
-            elif not is_bad.item():
+            elif not is_bad.item():  # what keeps count of scales, or Adam's moments, on the host waits for the device
                 self.optimizer.step()
+            elif accelerator.scaler is not None:
+                accelerator.scaler.update()
             self.optimizer.zero_grad()
 
             # 3. What follows from it
@@ -300,8 +324,8 @@ class Trainer:
         where = f"the state {'with' if self.takes_own_steps else 'without'} that step is in {saved}"
         if saved is None:
             where = "no checkpoint could be written"
-        if self.accelerator.is_main_process:
-            (self.output_dir / BAD_STEP).write_text(json.dumps({"step": last.step + 1, "clips": clips}, indent=1))
+        report = json.dumps({"step": last.step + 1, "clips": clips}, indent=1)
+        self._unless_the_disk_is_full(lambda: (self.output_dir / BAD_STEP).write_text(report))
         raise BadStep(
             f"step {last.step + 1}: the loss or its gradient is not finite, or the noise error is above --max_loss "
             f"{self.args.max_loss:g}. Its clips: {'; '.join(clip['clip'] for clip in clips[:8])}"
@@ -310,11 +334,6 @@ class Trainer:
         )
 
     # --- data --------------------------------------------------------------------------------------------------------
-
-    def _clips(
-        self, dataset: ClipDataset, caches: tuple[FeatureCache, ...], reads_pixels: bool, seed: int, stop: int
-    ) -> TrainingClips:
-        return TrainingClips(dataset, self.latent_shape, seed, stop, caches, reads_pixels)
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of this process from the step that the training is at."""
@@ -364,15 +383,25 @@ class Trainer:
         values: dict[str, float] = {}
         if self.held_out is not None:
             values["held_out_loss"] = self.held_out_loss()
-            if self.early_stopping.update(values["held_out_loss"], self.step) and self.early_stopping.patience:
+            is_best = self.early_stopping.update(values["held_out_loss"], self.step)
+            if is_best and self.early_stopping.patience:
                 self._keep_best()
-            progress.write(f"step {self.step}: held-out loss {values['held_out_loss']:.5f}")
-        if self.validate is not None:
-            weights = self.sampling_weights()
             if self.accelerator.is_main_process:
-                values |= self.validate(weights, self.output_dir / "validation" / f"step-{self.step}", self.step)
-            self.accelerator.wait_for_everyone()
+                progress.write(f"step {self.step}: held-out loss {values['held_out_loss']:.5f}")
+        if self.validate is not None:
+            weights, validate = self.sampling_weights(), self.validate
+            folder = self.output_dir / "validation" / f"step-{self.step}"
+            is_last = self.step == self.args.max_train_steps or self.early_stopping.should_stop
+            values |= self._unless_the_disk_is_full(lambda: validate(weights, folder, self.step, is_last)) or {}
         self.accelerator.log(values, step=self.step)
+
+    def _unless_the_disk_is_full(self, write: Callable[[], T]) -> T | None:
+        """What the main process' `write` returns; where it cannot write, None and a message: the training goes on."""
+        try:
+            return by_main_process(self.accelerator, write)
+        except OSError as error:
+            self.accelerator.print(f"step {self.step}: {error}; the training goes on.")
+            return None
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
@@ -421,10 +450,15 @@ class Trainer:
     def facts(self) -> dict[str, Any]:
         """What has to be the same for a resumed training to be the training that was stopped."""
         args = self.args
-        names = ["seed", "prior", "use_ema", "prediction_type", "loss_weighting", "timestep_density"]
+        names = ["seed", "resolution", "num_frames", "frame_interval", "window", "num_still_images", "horizontal_flip"]
+        names += ["antialias", "prior", "prior_weight", "use_ema", "ema_decay", "ema_warmup", "prediction_type"]
+        names += ["zero_terminal_snr", "loss_weighting", "snr_gamma", "sigmoid_bias", "timestep_density", "logit_mean"]
+        names += ["logit_std", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay"]
+        frames = json.dumps(self.dataset.num_frames_of_videos)
         return {
             "clips_per_step": self.clips_per_step,
-            "frames_in_corpus": len(self.dataset),
+            "frames_of_videos": hashlib.sha256(frames.encode()).hexdigest()[:16],
+            "learning_rate": self.lr_scheduler.base_lrs[0],
             **{name: getattr(args, name) for name in names},
             **self.origin,
             "transformer": {name: value for name, value in self.config.items() if not name.startswith("_")},
@@ -442,14 +476,17 @@ class Trainer:
             return None
 
     def _write_state(self, folder: Path) -> None:
-        self.accelerator.save_state(str(folder))
+        # What the processes do together comes first: one that cannot write is not to leave the others waiting
         average = None if self.ema is None else self.ema.full_tensors()
         baseline = self.baseline.gathered(self.accelerator)
+        self.accelerator.save_state(str(folder))
         if not self.accelerator.is_main_process:
             return
         if average is not None:
             tensors = dict(zip(self.trainable_names, average, strict=True))
             save_file(tensors, folder / "ema.safetensors", metadata={"format": "pt"})
+        if self.early_stopping.patience and self.early_stopping.best_step:
+            link_or_copy(self.output_dir / BEST_WEIGHTS, folder / BEST_WEIGHTS)
         save_file(baseline.state_dict(), folder / "gaussian_baseline.safetensors")
         state = {
             "facts": self.facts(),
@@ -489,22 +526,46 @@ class Trainer:
             self.baseline.clear()
         self.step = checkpoint_step(checkpoint)
         self.log.load_state_dict(state["log"], self.step, self.accelerator.is_main_process)
-        self.early_stopping.load_state_dict(state["early_stopping"])
+        kept = checkpoint / BEST_WEIGHTS
+        if kept.exists() or not self.early_stopping.patience:  # else it starts to count now
+            self.early_stopping.load_state_dict(state["early_stopping"])
+
+        def restore() -> None:
+            (self.output_dir / BEST_WEIGHTS).unlink(missing_ok=True)
+            if kept.exists():
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                link_or_copy(kept, self.output_dir / BEST_WEIGHTS)
+            if checkpoint.resolve().parent == self.output_dir.resolve():
+                for path in set_aside_after(checkpoint):
+                    self.accelerator.print(f"Set aside, as the training goes on from an earlier one: {path}")
+
+        by_main_process(self.accelerator, restore)
 
     def _keep_best(self) -> None:
-        """Keeps the weights of the best evaluation in `best.safetensors`."""
-        weights = self.sampling_weights()
-        if self.accelerator.is_main_process:
-            with written_atomically(self.output_dir / "best.safetensors") as temporary:
-                save_file({name: value.contiguous() for name, value in weights.items()}, temporary)
-        self.accelerator.wait_for_everyone()
+        """Keeps the weights of the best evaluation in `best.safetensors`; a checkpoint holds the file, too."""
+        weights = {name: value.contiguous() for name, value in self.sampling_weights().items()}
 
-    def final_weights(self) -> tuple[dict[str, torch.Tensor], int]:
-        """The weights to publish and the step they are of: those of the best evaluation where early stopping is on."""
-        best = self.output_dir / "best.safetensors"
-        if self.early_stopping.patience and best.exists():
-            return load_file(best), self.early_stopping.best_step
-        return self.sampling_weights(), self.step
+        def write() -> None:
+            with written_atomically(self.output_dir / BEST_WEIGHTS) as temporary:
+                save_file(weights, temporary, metadata={"format": "pt", "step": str(self.step)})
+
+        self._unless_the_disk_is_full(write)
+
+    def final_weights(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The weights to publish, those of the best evaluation where early stopping is on.
+
+        Returns:
+            The weights, and `weights_of_step` and `held_out_loss` (None where it was not measured of them).
+        """
+        stopping = self.early_stopping
+        best = self.output_dir / BEST_WEIGHTS
+        if stopping.patience and best.exists():
+            with safe_open(best, framework="pt") as file:
+                step = int(file.metadata()["step"])
+            if step == stopping.best_step:
+                return load_file(best), {"weights_of_step": step, "held_out_loss": stopping.best_loss}
+        loss = stopping.last_loss if stopping.last_step == self.step > 0 else None
+        return self.sampling_weights(), {"weights_of_step": self.step, "held_out_loss": loss}
 
     def results(self) -> dict[str, Any]:
         """What the training measured; all processes call it, after `fit`."""
@@ -518,7 +579,6 @@ class Trainer:
             "skipped_steps": self.log.num_bad_steps,
             **self.log.means(),
             "gaussian_mse": self._expected_error(baseline),
-            "held_out_loss": self.early_stopping.best_loss if self.early_stopping.best_step else None,
             "num_parameters": sum(parameter.numel() for parameter in parameters),
             "num_videos": self.dataset.num_videos,
             "num_broken": self.dataset.num_broken,

@@ -1,6 +1,7 @@
 """What a training shows of itself on the way: sampled clips, and how far they are from held-out ones."""
 
 import argparse
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from ..data.clips import ClipDataset
 from ..data.contact_sheet import save_contact_sheet
 from ..data.provenance import synthetic_metadata
-from ..data.video_io import write_video
+from ..data.video_io import read_image, write_video
 from ..metrics.feature_extractors import hash_weights
 from ..pipelines.pipeline_endora import EndoraPipeline
 
@@ -52,14 +53,15 @@ class Validation:
                 raise ValueError(
                     f"--validation_fvd {args.validation_fvd}: {num_clips} held-out clips; FVD needs two or more."
                 )
-            self.metric = FrechetVideoDistance()
+            self.metric = FrechetVideoDistance(sync_on_compute=False)  # the main process computes it alone
 
-    def __call__(self, weights: dict[str, torch.Tensor], folder: Path, step: int) -> dict[str, float]:
+    def __call__(self, weights: dict[str, torch.Tensor], folder: Path, step: int, is_last: bool) -> dict[str, float]:
         """Writes clips into `folder`; returns numbers for the trackers.
 
         Args:
             weights: of the transformer.
             step: that they are of.
+            is_last: whether the training ends with it.
         """
         args = self.args
         pipeline = self.assemble(weights).to(self.accelerator.device)
@@ -70,10 +72,10 @@ class Validation:
         metadata = synthetic_metadata(f"{name}, step {step}", f"{hash_weights(pipeline.transformer)} (of the tensors)")
         for index, clip in enumerate(clips):
             write_video(folder / f"clip_{index}.mp4", clip, fps=args.fps, metadata=metadata)
-        save_contact_sheet(folder / "contact_sheet.png", clips)
-        self._show(clips, step)
+        sheet = save_contact_sheet(folder / "contact_sheet.png", clips)
+        self._show(clips, sheet, step)
         every = args.validation_fvd_steps
-        is_due = step == args.max_train_steps or (every is not None and step % every == 0)
+        is_due = is_last or (every is not None and step % every == 0)
         return {"fvd": self.fvd(pipeline)} if args.validation_fvd is not None and is_due else {}
 
     def sample(self, pipeline: EndoraPipeline, num_clips: int) -> np.ndarray:
@@ -107,16 +109,16 @@ class Validation:
             metric.update(torch.from_numpy(clip[None]), real=False)
         return float(metric.compute())
 
-    def _show(self, clips: np.ndarray, step: int) -> None:
-        """Videos into those trackers that take them."""
-        frames = torch.from_numpy(clips).permute(0, 1, 4, 2, 3)  # (N, F, 3, H, W)
+    def _show(self, clips: np.ndarray, sheet: Path, step: int) -> None:
+        """The contact sheet into the trackers, and the clips into those that take videos."""
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
-                tracker.writer.add_images("clips", frames.flatten(0, 1), step)
+                tracker.writer.add_image("contact_sheet", read_image(sheet), step, dataformats="HWC")
             elif tracker.name in ("wandb", "trackio"):
-                import importlib
-
                 library = importlib.import_module(tracker.name)
-                tracker.log(
-                    {"clips": [library.Video(clip.numpy(), fps=int(self.args.fps)) for clip in frames]}, step=step
-                )
+                frames = clips.transpose(0, 1, 4, 2, 3)  # (N, F, 3, H, W)
+                shown = {
+                    "clips": [library.Video(clip, fps=int(self.args.fps), format="mp4") for clip in frames],
+                    "contact_sheet": library.Image(str(sheet)),
+                }
+                tracker.log(shown, step=step)
