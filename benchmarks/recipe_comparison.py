@@ -2,18 +2,21 @@
 
     python benchmarks/recipe_comparison.py --output_dir outputs/recipes
 
-The demo preset learns rendered colons (64x64, 8 still images a clip) from cached latents: the paper's recipe (noise
-prediction, uniform timesteps, no weighting) and, each a change of that alone, the others in `RECIPES`. All share the
-sequence of clips and noise, the number of steps, AdamW at the preset's constant rate, the moving average with its
-warm-up (0.9999 from the start would be mostly initial weights after so few steps), and no prior (no trained DINO comes
-with this package). Clips are sampled from the moving average, by 20 steps of DPM-Solver++ (2M) for all alike, and
-compared with clips of videos that no training saw: FVD with its bootstrap over clips, after all steps and after half.
+The demo preset learns rendered colons (64x64, 8 still images a clip, three classes) from cached latents, with the
+paper's objective (noise prediction, uniform timesteps, no weighting) and, each a change of that alone, with the others
+in `RECIPES`. All share the sequence of clips and noise, the number of steps, AdamW at the preset's constant rate, no
+mirroring (instruments come from one side), the moving average with its warm-up (0.9999 from the start would be mostly
+initial weights after so few steps), and no prior (no trained DINO comes with this package). Clips are sampled from the
+moving average, by 20 steps of DPM-Solver++ (2M) for all alike, and compared with clips of videos that no training saw:
+FVD with its bootstrap over clips, after all steps and after half.
 
-What is there is not computed again; numbers are added to `recipes.json` and `recipes.md` as they come.
+What is there is not computed again, and belongs to one set of sizes; numbers are added to `recipes.json` and
+`recipes.md` as they come.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +39,7 @@ from demo import fit_vae  # noqa: E402
 RESOLUTION = 64
 NUM_FRAMES = 64  # of a video
 RECIPES = {
-    "paper": [],
+    "paper's objective": [],
     "min-SNR": ["--loss_weighting", "min_snr"],
     "sigmoid": ["--loss_weighting", "sigmoid"],
     "logit-normal": ["--timestep_density", "logit_normal"],
@@ -63,7 +66,7 @@ def prepare(work: Path, args: argparse.Namespace) -> tuple[Path, Path, Path]:
 
 def train(recipe: str, seed: int, work: Path, videos: Path, vae: Path, args: argparse.Namespace) -> Path:
     """The folder of a finished training."""
-    output_dir = work / "runs" / f"{recipe.replace(', ', '_').replace(' ', '_')}-{seed}"
+    output_dir = work / "runs" / f"{re.sub('[^A-Za-z]+', '_', recipe)}-{seed}"
     options = {
         "train_data_dir": videos,
         "pretrained_vae": vae,
@@ -138,7 +141,7 @@ def write_table(results: dict[str, dict[str, float]], args: argparse.Namespace, 
     """One line per recipe: mean over seeds, their standard deviation, the mean bootstrap deviation."""
     half = args.steps // 2
     lines = [
-        f"| recipe | seeds | FVD after {half} steps | after {args.steps} steps | over the paper's, seed by seed |",
+        f"| recipe | seeds | FVD after {half} steps | after {args.steps} steps | over the first row, seed by seed |",
         "|---|---|---|---|---|",
     ]
 
@@ -147,7 +150,7 @@ def write_table(results: dict[str, dict[str, float]], args: argparse.Namespace, 
         keys = [key for key in results if key.startswith(f"{recipe}/") and key.endswith(f"/{step}")]
         return {key.split("/")[1]: results[key] for key in keys}
 
-    paper = of("paper", args.steps)
+    paper = of("paper's objective", args.steps)
     for recipe in RECIPES:
         cells, ratios, seeds = [], [], 0
         for step in (half, args.steps):
@@ -172,8 +175,8 @@ def main() -> None:
     parser.add_argument("--output_dir", default="outputs/recipes")
     parser.add_argument("--recipes", nargs="*", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--train_batch_size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--train_batch_size", type=int, default=4)
     parser.add_argument("--num_videos", type=int, default=96)
     parser.add_argument("--num_held_out", type=int, default=64)
     parser.add_argument("--vae_steps", type=int, default=1500)
@@ -182,6 +185,10 @@ def main() -> None:
     args = parser.parse_args()
     work = Path(args.output_dir)
     work.mkdir(parents=True, exist_ok=True)
+    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "recipes", "seeds")}
+    if (work / "settings.json").exists() and json.loads((work / "settings.json").read_text()) != settings:
+        sys.exit(f"{work} has results of other sizes: expected those of its settings.json, or another --output_dir.")
+    (work / "settings.json").write_text(json.dumps(settings, indent=1))
     videos, held_out, vae = prepare(work, args)
     network = I3DFeatures()
     real = held_out_features(work, held_out, args, network)
