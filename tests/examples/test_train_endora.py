@@ -20,6 +20,7 @@ from datasets import ClassLabel, Dataset, Features, Video
 from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler
 from hub_server import TOKEN, HubServer
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import ViTConfig, ViTModel
 
@@ -425,8 +426,6 @@ def test_a_step_reads_nothing_from_the_device_but_the_flag_of_the_step_before(ma
 
 
 def test_validation_reaches_the_tracker(material, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     options = {"prior": "none", "dino_model": None, "report_to": "tensorboard", "max_train_steps": 2}
     options |= {"validation_steps": 1, "logging_steps": 1, "validation_fraction": 0.25, "validation_loss_clips": 2}
     train(material, tmp_path, **options)
@@ -628,6 +627,23 @@ def test_what_cannot_be_loaded_ends_in_one_sentence_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_two_processes_validate_with_fvd_and_stop_early(material, tmp_path):
+    options = {"prior": "none", "dino_model": None, "max_train_steps": 40, "validation_steps": 1, "logging_steps": 1}
+    options |= {"validation_fraction": 0.5, "validation_fvd": 4, "early_stopping_patience": 1, "learning_rate": 0.05}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*launch, *arguments(material, tmp_path, **options, report_to="tensorboard")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    results = json.loads((tmp_path / "training.json").read_text())["results"]
+    assert results["stopped_early"]
+    assert results["weights_of_step"] == results["steps"] - 1
+    events = EventAccumulator(str(next((tmp_path / "logs").rglob("events*")).parent), {"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("fvd")] == [results["steps"]]  # at the end, though it comes early
+
+
 def kill_and_resume(command: list[str], output_dir: Path, num_kills: int, environment: dict[str, str]) -> int:
     """Starts a training again and again, killing it with SIGKILL at random instants; at last lets it end.
 
@@ -639,9 +655,12 @@ def kill_and_resume(command: list[str], output_dir: Path, num_kills: int, enviro
         with subprocess.Popen(resumed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
             if kill < num_kills:
                 before = {path.name for path in output_dir.glob("checkpoint-*")}
-                while process.poll() is None and {path.name for path in output_dir.glob("checkpoint-*")} <= before:
-                    time.sleep(0.002)
-                time.sleep(rng.uniform(0, 0.4))
+                if kill < num_kills // 4:  # also while it starts and fills its caches
+                    time.sleep(rng.uniform(2, 12))
+                else:
+                    while process.poll() is None and {path.name for path in output_dir.glob("checkpoint-*")} <= before:
+                        time.sleep(0.002)
+                    time.sleep(rng.uniform(0, 0.4))
                 if process.poll() is None:
                     # torchrun's processes are in sessions of their own, and would live on
                     for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
@@ -657,15 +676,23 @@ def kill_and_resume(command: list[str], output_dir: Path, num_kills: int, enviro
 @pytest.mark.parametrize(("num_processes", "num_kills"), [(1, 20), (2, 4)])
 def test_a_training_killed_at_random_instants_is_the_one_that_was_not(material, tmp_path, num_processes, num_kills):
     options = {"max_train_steps": 25 * num_kills, "checkpointing_steps": 1, "logging_steps": 1}
-    options |= {"checkpoints_total_limit": 2, "validation_steps": 10**6, "class_conditional": True}
-    options |= {"cache_features": tmp_path / "cache", "lr_scheduler": "cosine", "dataloader_num_workers": 1}
+    options |= {"checkpoints_total_limit": 2, "class_conditional": True, "lr_scheduler": "cosine"}
+    options |= {"validation_steps": 20, "validation_fraction": 0.25, "early_stopping_patience": 10**6}
+    options |= {"dataloader_num_workers": 1}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     commands = {
-        name: [*launch, str(SCRIPT), *arguments(material, tmp_path / name, **options)]
+        name: [
+            *launch,
+            str(SCRIPT),
+            *arguments(material, tmp_path / name, cache_features=tmp_path / f"{name}_cache", **options),
+        ]
         for name in ("straight", "killed")
     }
     subprocess.run(commands["straight"], check=True, capture_output=True, env=environment)
     assert kill_and_resume(commands["killed"], tmp_path / "killed", num_kills, environment) > 0
     assert_same_training(tmp_path / "straight", tmp_path / "killed", f"checkpoint-{options['max_train_steps']}")
+    straight, killed = (load_file(tmp_path / name / "best.safetensors") for name in ("straight", "killed"))
+    assert all(torch.equal(straight[name], killed[name]) for name in straight)
     assert not list((tmp_path / "killed").glob("*.partial"))
+    assert not list((tmp_path / "killed").glob(".*"))
