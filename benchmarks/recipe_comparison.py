@@ -197,15 +197,16 @@ def main() -> None:
     results["floor"] = fvd(real[::2], real[1::2])
     for seed in args.seeds:
         for recipe in args.recipes:
+            keys = {step: f"{recipe}/{seed}/{step}" for step in (args.steps // 2, args.steps)}
+            if all(key in results for key in keys.values()):
+                continue
             run = train(recipe, seed, work, videos, vae, args)
-            for step in (args.steps // 2, args.steps):
-                key = f"{recipe}/{seed}/{step}"
-                if key not in results:
-                    results[key] = fvd(real, sampled_features(run, step, seed, args, network))
-                    with written_atomically(record) as temporary:
-                        temporary.write_text(json.dumps(results, indent=1))
-                    print(f"{key}: {results[key]['fvd']:.1f}")
-                write_table(results, args, work / "recipes.md")
+            for step, key in keys.items():
+                results[key] = fvd(real, sampled_features(run, step, seed, args, network))
+                print(f"{key}: {results[key]['fvd']:.1f}")
+            with written_atomically(record) as temporary:
+                temporary.write_text(json.dumps(results, indent=1))
+            write_table(results, args, work / "recipes.md")
     print((work / "recipes.md").read_text())
 
 
