@@ -172,8 +172,8 @@ def write_table(results: dict[str, dict[str, float]], args: argparse.Namespace, 
         if seeds:
             lines.append(f"| {recipe} | {seeds} | {cells[0]} | {cells[1]} | {', '.join(ratios)} |")
     lines.append(
-        f"\nHeld-out clips through the autoencoder and back: {results['reconstructed']['fvd']:.0f}. Half of them against "
-        f"the other half: {results['floor']['fvd']:.0f} (half as many clips)."
+        f"\nHeld-out clips through the autoencoder and back: {results['reconstructed']['fvd']:.0f}. Half of them "
+        f"against the other half: {results['floor']['fvd']:.0f} (half as many clips)."
     )
     path.write_text("\n".join(lines) + "\n")
 
