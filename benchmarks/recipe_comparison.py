@@ -173,8 +173,8 @@ def write_table(results: dict[str, dict[str, float]], args: argparse.Namespace, 
         if seeds:
             lines.append(f"| {recipe} | {seeds} | {cells[0]} | {cells[1]} | {', '.join(ratios)} |")
     lines.append(
-        f"\nHalf of the held-out clips against the other half: {results['floor']['fvd']:.0f} (half as many clips). The "
-        f"autoencoder alone, against the clips themselves: {results['reconstructed']['fvd']:.0f}."
+        f"\nHalf of the held-out clips against the other half: {results['floor']['fvd']:.0f} (half as many clips). "
+        f"The autoencoder alone, against the clips themselves: {results['reconstructed']['fvd']:.0f}."
     )
     path.write_text("\n".join(lines) + "\n")
 
