@@ -20,21 +20,19 @@ from accelerate import init_empty_weights
 
 from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
 from diffusers_endora.data.video_io import VideoError, replacing_entries
-from diffusers_endora.hub import create_repository, publish_folder, save_model_card
+from diffusers_endora.hub import publish_folder, save_model_card
 from diffusers_endora.models.autoencoder import load_vae, load_vae_config
-from diffusers_endora.publication import without_private
 from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments
-from diffusers_endora.training.checkpoints import find_checkpoint
 from diffusers_endora.training.objective import make_scheduler
 from diffusers_endora.training.presets import LEARNING_RATES
-from diffusers_endora.training.processes import by_main_process
 from diffusers_endora.training.setup import (
+    begin,
     build_prior,
     build_transformer,
     load_clips,
     make_accelerator,
     open_caches,
-    refuse_used_folder,
+    start_trackers,
 )
 from diffusers_endora.training.trainer import BadStep, Trainer, summary
 from diffusers_endora.training.training_model import TrainingModel
@@ -63,10 +61,7 @@ def main() -> None:
 
     try:
         # 1. The checkpoint to go on from
-        resume_from = None
-        if args.resume_from_checkpoint is not None:
-            name = args.resume_from_checkpoint
-            resume_from = by_main_process(accelerator, lambda: find_checkpoint(output_dir, name))
+        resume_from = begin(args, accelerator, hub_token)
 
         # 2. Networks and corpus
         scheduler = make_scheduler(args.prediction_type, args.zero_terminal_snr)
@@ -104,17 +99,10 @@ def main() -> None:
         if resume_from is not None:
             trainer.resume(resume_from)
             accelerator.print(f"Resumed from {resume_from} at step {trainer.step}.")
-        else:
-            by_main_process(accelerator, lambda: refuse_used_folder(output_dir))
-        if args.push_to_hub:  # refused now or never
-            name, private = args.hub_model_id, args.hub_private or None
-            by_main_process(accelerator, lambda: create_repository(name, hub_token, private))
     except (ValueError, OSError) as error:
         sys.exit(f"train_endora.py: error: {error}")
     output_dir.mkdir(parents=True, exist_ok=True)
-    if args.report_to != "none":
-        facts = without_private(vars(args))  # the logs may be published
-        accelerator.init_trackers("endora", config={key: str(value) for key, value in facts.items()})
+    start_trackers("endora", args, accelerator)
     accelerator.print(
         f"{dataset.num_videos} videos ({dataset.num_broken} broken, {len(dataset.too_short)} too short, "
         f"{dataset.num_unlabelled} without a label, {dataset.num_ignored_files} other files ignored), "

@@ -24,11 +24,10 @@ import torch
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.adapter_page import ADAPTER_WEIGHTS, adapter_card, prepare_adapter_publication
 from diffusers_endora.data.video_io import VideoError, replacing_entries
-from diffusers_endora.hub import create_repository, full_repo_id, upload
+from diffusers_endora.hub import full_repo_id, upload
 from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.model_card import is_edited, name_of
 from diffusers_endora.models.autoencoder import load_vae_config
-from diffusers_endora.publication import without_private
 from diffusers_endora.training.adapter import (
     add_adapter,
     check_adapter,
@@ -39,9 +38,14 @@ from diffusers_endora.training.adapter import (
     training_scheduler,
 )
 from diffusers_endora.training.arguments import new_parser, parse_arguments
-from diffusers_endora.training.checkpoints import find_checkpoint
-from diffusers_endora.training.processes import by_main_process
-from diffusers_endora.training.setup import build_prior, load_clips, make_accelerator, open_caches, refuse_used_folder
+from diffusers_endora.training.setup import (
+    begin,
+    build_prior,
+    load_clips,
+    make_accelerator,
+    open_caches,
+    start_trackers,
+)
 from diffusers_endora.training.trainer import BadStep, Trainer, summary
 from diffusers_endora.training.training_model import TrainingModel
 from diffusers_endora.training.validation import Validation
@@ -66,10 +70,7 @@ def main() -> None:
     try:
         accelerator = make_accelerator(args)
         # 1. The checkpoint to go on from
-        resume_from = None
-        if args.resume_from_checkpoint is not None:
-            name = args.resume_from_checkpoint
-            resume_from = by_main_process(accelerator, lambda: find_checkpoint(output_dir, name))
+        resume_from = begin(args, accelerator, hub_token)
 
         # 2. The base, what is trained of it, and the corpus
         is_on_hub = not Path(args.pretrained_model).is_dir()
@@ -121,17 +122,10 @@ def main() -> None:
         if resume_from is not None:
             trainer.resume(resume_from)
             accelerator.print(f"Resumed from {resume_from} at step {trainer.step}.")
-        else:
-            by_main_process(accelerator, lambda: refuse_used_folder(output_dir))
-        if args.push_to_hub:  # refused now or never
-            name, private = args.hub_model_id, args.hub_private or None
-            by_main_process(accelerator, lambda: create_repository(name, hub_token, private))
     except (ValueError, OSError) as error:
         sys.exit(f"train_endora_lora.py: error: {error}")
     output_dir.mkdir(parents=True, exist_ok=True)
-    if args.report_to != "none":
-        facts = without_private(vars(args))  # the logs may be published
-        accelerator.init_trackers("endora_lora", config={key: str(value) for key, value in facts.items()})
+    start_trackers("endora_lora", args, accelerator)
     num_trained = sum(parameter.numel() for parameter in trainer.averaged())
     accelerator.print(
         f"{dataset.num_videos} videos ({dataset.num_broken} broken, {len(dataset.too_short)} too short), "

@@ -12,10 +12,12 @@ from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, Pr
 
 from ..data.clips import ClipDataset
 from ..data.corpora import load_corpus
+from ..hub import create_repository
 from ..models.autoencoder import is_certain, load_vae, vae_scale_factor
 from ..models.transformer_endora import EndoraTransformer3DModel
+from ..publication import without_private
 from .arguments import is_corpus
-from .checkpoints import list_checkpoints
+from .checkpoints import find_checkpoint, list_checkpoints
 from .dino_prior import DinoPrior, student_layers_for
 from .feature_cache import FeatureCache, FrameFeatures, Shard, check_space, network_digest, readable_size
 from .latents import encode_frames
@@ -46,6 +48,29 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     )
 
 
+def begin(args: argparse.Namespace, accelerator: Accelerator, hub_token: str | None) -> Path | None:
+    """Refuses what can be refused before anything is computed; makes the repository that the training is to end in.
+
+    Returns:
+        The checkpoint to go on from, or None for a training from its first step.
+
+    Raises:
+        ValueError: there is no such checkpoint, or a training from its first step would be mixed with another one's.
+        OSError: the Hub refuses the repository.
+    """
+    output_dir, name = Path(args.output_dir), args.resume_from_checkpoint
+
+    def choose() -> Path | None:
+        checkpoint = None if name is None else find_checkpoint(output_dir, name)
+        if checkpoint is None:
+            refuse_used_folder(output_dir)
+        if args.push_to_hub:
+            create_repository(args.hub_model_id, hub_token, args.hub_private or None)
+        return checkpoint
+
+    return by_main_process(accelerator, choose)
+
+
 def refuse_used_folder(output_dir: Path) -> None:
     """Raises a ValueError where another training has left checkpoints; else removes what it left of its log."""
     if checkpoints := list_checkpoints(output_dir):
@@ -55,6 +80,13 @@ def refuse_used_folder(output_dir: Path) -> None:
         )
     for name in ("training_log.jsonl", "best.safetensors", "bad_step.json"):
         (output_dir / name).unlink(missing_ok=True)
+
+
+def start_trackers(project: str, args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Starts the trackers of `--report_to`; they are told the flags without what is private, as logs are published."""
+    if args.report_to != "none":
+        facts = without_private(vars(args))
+        accelerator.init_trackers(project, config={key: str(value) for key, value in facts.items()})
 
 
 def load_clips(args: argparse.Namespace) -> tuple[ClipDataset, ClipDataset | None]:
