@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from diffusers_endora import ClipDataset, EndoraPipeline
 from diffusers_endora.data.phantom import write_phantom_corpus
-from diffusers_endora.data.video_io import written_atomically
+from diffusers_endora.files import written_atomically
 from diffusers_endora.metrics.frechet_distance import bootstrap_frechet_distance, frechet_distance_of_features
 from diffusers_endora.metrics.i3d import I3DFeatures
 from diffusers_endora.models.autoencoder import load_vae

@@ -36,7 +36,7 @@ from typing import Any
 import yaml
 
 from diffusers_endora import cli
-from diffusers_endora.data.video_io import written_atomically
+from diffusers_endora.files import written_atomically
 from diffusers_endora.metrics.distributed import shared_state
 from diffusers_endora.metrics.report import new_figure, save_figure, with_spread
 

@@ -19,7 +19,8 @@ import torch
 from accelerate import init_empty_weights
 
 from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
-from diffusers_endora.data.video_io import VideoError, replacing_entries
+from diffusers_endora.data.video_io import VideoError
+from diffusers_endora.files import replacing_entries
 from diffusers_endora.hub import publish_folder, save_model_card
 from diffusers_endora.models.autoencoder import load_vae, load_vae_config
 from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments

@@ -23,7 +23,8 @@ import torch
 
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.adapter_page import ADAPTER_WEIGHTS, adapter_card, prepare_adapter_publication
-from diffusers_endora.data.video_io import VideoError, replacing_entries
+from diffusers_endora.data.video_io import VideoError
+from diffusers_endora.files import replacing_entries
 from diffusers_endora.hub import full_repo_id, upload
 from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.model_card import is_edited, name_of

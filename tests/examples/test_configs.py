@@ -11,14 +11,14 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
-from test_train_endora import SCRIPT, material, read_log, train  # noqa: F401
+from script_runs import EXAMPLES, read_log
+from test_train_endora import SCRIPT, train
 
 from diffusers_endora import EndoraTransformer3DModel
 from diffusers_endora.data.video_io import write_video
 from diffusers_endora.models import transformer_endora
 from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments
 
-EXAMPLES = SCRIPT.parent
 CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
 ACCELERATE_CONFIGS = sorted((EXAMPLES / "accelerate_configs").glob("*.yaml"))
 CORPORA = ["cholectriplet", "colonoscopic", "kvasir_capsule", "phantom", "polypdiag"]
@@ -82,7 +82,7 @@ def clips(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(("name", "num_still_images", "block_order", "prior"), ROWS)
 def test_a_row_of_the_ablation_trains(
-    material,  # noqa: F811
+    material,
     clips,
     tmp_path,
     monkeypatch,

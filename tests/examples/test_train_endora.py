@@ -1,6 +1,5 @@
 """The training script end to end on small real components: what it writes, how it resumes, what it refuses."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,49 +14,26 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from datasets import ClassLabel, Dataset, Features, Video
 from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler
 from hub_server import TOKEN, HubServer
 from safetensors.torch import load_file
+from script_runs import EXAMPLES, as_flags, read_log, run_main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import ViTConfig, ViTModel
+from transformers import ViTModel
 
 from diffusers_endora import DinoPrior, EndoraPipeline
 from diffusers_endora.data.corpora.phantom import Phantom
-from diffusers_endora.data.video_io import read_video_info, write_video
+from diffusers_endora.data.video_io import read_video_info
 from diffusers_endora.training.checkpoints import find_damage
 from diffusers_endora.training.trainer import Trainer
 from diffusers_endora.training.training_clips import TrainingClips
 from diffusers_endora.training.validation import Validation
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_endora.py"
+SCRIPT = EXAMPLES / "train_endora.py"
 MODEL = "model.safetensors"  # in a checkpoint
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def material(tmp_path_factory) -> dict[str, str]:
-    """A corpus of four 20-frame videos in two classes, a tiny VAE (4x), a tiny ViT/8."""
-    root = tmp_path_factory.mktemp("material")
-    rng = np.random.default_rng(0)
-    for index in range(4):
-        start = rng.integers(0, 200, size=(1, 32, 32, 3))
-        frames = (start + np.arange(20).reshape(20, 1, 1, 1)).astype(np.uint8)
-        folder = root / "videos" / ("a", "b")[index % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        write_video(folder / f"{index}.mp4", frames, fps=8)
-    (root / "videos" / "a" / "broken.mp4").write_bytes(b"")
-    torch.manual_seed(0)
-    blocks = {"encoder_block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 8, 8)}
-    counts = {"num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1)}
-    AutoencoderTiny(**blocks, **counts).save_pretrained(root / "vae")
-    config = ViTConfig(
-        hidden_size=16, num_hidden_layers=12, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
-    )
-    ViTModel(config, add_pooling_layer=False).save_pretrained(root / "teacher")
-    return {"videos": str(root / "videos"), "vae": str(root / "vae"), "teacher": str(root / "teacher")}
 
 
 def arguments(material: dict[str, str], output_dir: Path | None, **changes) -> list[str]:
@@ -82,28 +58,12 @@ def arguments(material: dict[str, str], output_dir: Path | None, **changes) -> l
         "dataloader_num_workers": 0,
         **changes,
     }
-    flags = []
-    for name, value in options.items():
-        flags += [f"--{name}"] if value is True else [] if value is None else [f"--{name}", str(value)]
-    return flags
+    return as_flags(options)
 
 
 def train(material: dict[str, str], output_dir: Path | None, **changes) -> None:
     """Runs the script's `main` in this process."""
-    spec = importlib.util.spec_from_file_location("train_endora", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    AcceleratorState._reset_state(True)
-    argv, sys.argv = sys.argv, [str(SCRIPT), *arguments(material, output_dir, **changes)]
-    try:
-        module.main()
-    finally:
-        sys.argv = argv
-        AcceleratorState._reset_state(True)
-
-
-def read_log(output_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
+    run_main(SCRIPT, arguments(material, output_dir, **changes))
 
 
 @pytest.fixture(scope="module")

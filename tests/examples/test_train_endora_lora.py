@@ -2,23 +2,20 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate import init_empty_weights
-from accelerate.state import AcceleratorState
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file
+from script_runs import EXAMPLES, as_flags, read_log, run_main, write_videos
 
 from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
 from diffusers_endora.adapter_page import ADAPTER_WEIGHTS, prepare_adapter_publication
-from diffusers_endora.data.video_io import write_video
 from diffusers_endora.hub import upload
 from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.training.adapter import add_adapter, follow_base, put_adapter_into, training_scheduler
@@ -26,7 +23,7 @@ from diffusers_endora.training.arguments import new_parser
 from diffusers_endora.training.objective import make_scheduler
 from diffusers_endora.training.trainer import Trainer
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_endora_lora.py"
+SCRIPT = EXAMPLES / "train_endora_lora.py"
 MODEL = "model.safetensors"  # in a checkpoint
 RANK, ALPHA = 2, 6
 
@@ -46,13 +43,7 @@ def tiny_pipeline(prediction_type: str = "epsilon", zero_terminal_snr: bool = Fa
 def material(tmp_path_factory) -> dict[str, str]:
     """A corpus of four 12-frame videos in two classes, a pipeline without classes and one of flow with two."""
     root = tmp_path_factory.mktemp("material")
-    rng = np.random.default_rng(0)
-    for index in range(4):
-        start = rng.integers(0, 200, size=(1, 32, 32, 3))
-        frames = (start + np.arange(12).reshape(12, 1, 1, 1)).astype(np.uint8)
-        folder = root / "videos" / ("a", "b")[index % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        write_video(folder / f"{index}.mp4", frames, fps=8)
+    write_videos(root / "videos", 12)
     tiny_pipeline().save_pretrained(root / "base")
     tiny_pipeline("flow", num_classes=2).save_pretrained(root / "flow")
     return {name: str(root / name) for name in ("videos", "base", "flow")}
@@ -78,22 +69,11 @@ def train(material: dict[str, str], output_dir: Path, **changes) -> Trainer:
         "dataloader_num_workers": 0,
         **changes,
     }
-    flags = []
-    for name, value in options.items():
-        flags += [f"--{name}"] if value is True else [] if value is None else [f"--{name}", str(value)]
-    spec = importlib.util.spec_from_file_location("train_endora_lora", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     trainers = []
     initialise = Trainer.__init__
-    AcceleratorState._reset_state(True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(SCRIPT), *flags])
         patch.setattr(Trainer, "__init__", lambda self, *a, **k: trainers.append(self) or initialise(self, *a, **k))
-        try:
-            module.main()
-        finally:
-            AcceleratorState._reset_state(True)
+        run_main(SCRIPT, as_flags(options))
     return trainers[0]
 
 
@@ -108,10 +88,6 @@ def latents(pipe: EndoraPipeline, **options) -> torch.Tensor:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipe(num_inference_steps=2, generator=generator, output_type="latent", return_dict=False, **options)[0]
-
-
-def read_log(output_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (output_dir / "training_log.jsonl").read_text().splitlines()]
 
 
 def read_adapter(output_dir: Path) -> tuple[dict, dict]:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..files import natural_order, walk_folders
 from .clip_rows import (
     Rows,
     choose_columns,
@@ -39,11 +40,9 @@ from .video_io import (
     content_hash,
     file_stamps,
     list_images,
-    natural_order,
     read_frames,
     read_image,
     read_video_info,
-    walk_folders,
 )
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .video_io import check_clip, written_atomically
+from ..files import written_atomically
+from .video_io import check_clip
 
 
 def save_contact_sheet(

@@ -14,7 +14,8 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from av.video.stream import VideoStream
 
-from .video_io import VideoError, VideoSource, iterate_frames, source_name, written_atomically
+from ..files import written_atomically
+from .video_io import VideoError, VideoSource, iterate_frames, source_name
 
 Quality: TypeAlias = Literal["visually_lossless", "lossless"]
 

@@ -8,9 +8,6 @@ import hashlib
 import io
 import math
 import os
-import re
-import shutil
-import uuid
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +29,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+
+from ..files import file_hash, natural_order, written_atomically
 
 PathName: TypeAlias = str | os.PathLike[str]
 VideoSource: TypeAlias = PathName | bytes
@@ -254,38 +253,11 @@ def read_image(path: PathName) -> np.ndarray:
     raise VideoError(f"{path}: cannot be read as an image ({reason})")
 
 
-def walk_folders(root: str | os.PathLike[str]) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and those below it, each with its visible files: real folders first, then links, each folder once.
-
-    A folder with several names has the one without a link, or of links the first that is met. Hidden names
-    (`.DS_Store`, `._00001.mp4`) and `__MACOSX` are left out.
-    """
-    visited = set()
-    starts = [Path(root)]
-    while starts:
-        links = []
-        for folder, subfolders, files in (step for start in starts for step in os.walk(start)):
-            real = os.path.realpath(folder)
-            if real in visited:
-                subfolders.clear()
-                continue
-            visited.add(real)
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
-            links += [path for name in subfolders if (path := Path(folder, name)).is_symlink()]
-            yield Path(folder), sorted(name for name in files if not name.startswith("."))
-        starts = links
-
-
 def list_images(folder: PathName) -> list[Path]:
     """Image files directly in `folder`, in natural order (`2.png` before `10.png`); hidden files are left out."""
     with os.scandir(folder) as entries:
         names = [e.name for e in entries if e.name.lower().endswith(IMAGE_EXTENSIONS) and not e.name.startswith(".")]
     return [Path(folder, name) for name in sorted(names, key=natural_order)]
-
-
-def natural_order(name: str) -> tuple[list[str | int], str]:
-    """Sort key that compares runs of digits as numbers: `frame2` before `frame10`."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name.lower())], name
 
 
 def file_stamps(path: PathName) -> list[tuple[str, int, int]]:
@@ -303,19 +275,6 @@ def content_hash(source: VideoSource) -> str:
         for path in list_images(source) if _is_folder(source) else [Path(source)]:
             digest.update(file_hash(path).encode())
     return digest.hexdigest()
-
-
-_HASHES: dict[tuple[str, int, int], str] = {}
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered until its size or time changes."""
-    status = path.stat()
-    seen = (str(path.resolve()), status.st_size, status.st_mtime_ns)
-    if seen not in _HASHES:
-        with path.open("rb") as file:
-            _HASHES[seen] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _HASHES[seen]
 
 
 def source_name(source: VideoSource) -> str:
@@ -759,47 +718,6 @@ def check_clip(clip: np.ndarray, name: str, ndim: int = 4) -> None:
         raise ValueError(f"{name}: expected a uint8 numpy array {layout}, got a {got}")
     if clip.ndim != ndim or clip.shape[-1] != 3 or 0 in clip.shape:
         raise ValueError(f"{name}: expected the shape {layout} with no empty axis, got {clip.shape}")
-
-
-@contextmanager
-def written_atomically(path: Path) -> Iterator[Path]:
-    """Yields a name in the folder of `path` to write a file or a folder to; renames it to `path` on success.
-
-    On any failure what was written is removed. A folder replaces only an empty folder.
-    """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: its folder {path.parent} does not exist; create it first")
-    if path.is_dir() and any(path.iterdir()):
-        raise FileExistsError(f"{path}: is a folder with files in it, which are not overwritten; choose another name")
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:12]}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def replacing_entries(folder: Path) -> Iterator[Path]:
-    """Yields a new folder inside `folder`; on success its entries take the place of those of the same name there.
-
-    On any failure what was written is removed and `folder` is as it was.
-    """
-    temporary = folder / f".new-{uuid.uuid4().hex[:12]}"
-    temporary.mkdir()
-    try:
-        yield temporary
-        for entry in sorted(temporary.iterdir()):
-            target = folder / entry.name
-            if target.is_dir():
-                target.rename(temporary / f".old-{entry.name}")
-            entry.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _encode(

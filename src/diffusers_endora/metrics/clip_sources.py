@@ -13,15 +13,8 @@ import torch
 from tqdm import tqdm
 
 from ..data.clips import find_videos, fixed_starts
-from ..data.video_io import (
-    VIDEO_EXTENSIONS,
-    VideoError,
-    content_hash,
-    file_hash,
-    list_images,
-    read_frames,
-    read_video_info,
-)
+from ..data.video_io import VIDEO_EXTENSIONS, VideoError, content_hash, list_images, read_frames, read_video_info
+from ..files import file_hash
 
 LOSSLESS_CODECS = {"ffv1", "png", "bmp", "npy", "array", "rawvideo", "huffyuv", "ffvhuff", "utvideo"}
 

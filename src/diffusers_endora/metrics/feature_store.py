@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from ..data.read_ahead import read_ahead
-from ..data.video_io import written_atomically
+from ..files import written_atomically
 from .clip_sources import Clip
 from .distributed import shared_state
 from .feature_extractors import FeatureExtractor

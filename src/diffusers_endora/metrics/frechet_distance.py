@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from scipy.stats import linregress
 
-from ..data.video_io import written_atomically
+from ..files import written_atomically
 
 _ROWS_AT_A_TIME = 4096
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..data.video_io import written_atomically
+from ..files import written_atomically
 from .feature_extractors import FeatureExtractor, find_weights, hash_weights
 
 # Widths of the branches: 1x1; 1x1 -> 3x3; 1x1 -> 3x3; pool -> 1x1

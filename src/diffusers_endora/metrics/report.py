@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.contact_sheet import save_contact_sheet
-from ..data.video_io import written_atomically
+from ..files import written_atomically
 
 PICTURES = {
     "real_clips.png": "Real clips, as the networks saw them",

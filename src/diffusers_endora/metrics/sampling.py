@@ -9,7 +9,8 @@ import torch
 from tqdm import tqdm
 
 from ..data.provenance import synthetic_metadata
-from ..data.video_io import write_video, written_atomically
+from ..data.video_io import write_video
+from ..files import written_atomically
 from .distributed import shared_state
 from .feature_extractors import hash_weights
 

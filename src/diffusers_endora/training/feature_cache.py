@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 
 from ..data.clips import ClipDataset
 from ..data.read_ahead import read_ahead
-from ..data.video_io import VideoError, file_hash, written_atomically
+from ..data.video_io import VideoError
+from ..files import file_hash, written_atomically
 from .processes import raise_everywhere
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.clips import ClipDataset
-from ..data.video_io import written_atomically
+from ..files import written_atomically
 from ..models.autoencoder import load_vae
 from .checkpoints import (
     checkpoint_step,

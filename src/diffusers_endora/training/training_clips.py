@@ -32,7 +32,7 @@ class TrainingClips(Dataset[dict[str, Any]]):
         latent_shape: `(C, h, w)`.
         seed: non-negative.
         stop: the number of clips in the training.
-        caches: what is read instead of pixels; with none, `video` is.
+        caches: filled; what is read instead of pixels; with none, `video` is.
         reads_pixels: whether `video` is there beside what caches keep.
     """
 
@@ -51,6 +51,7 @@ class TrainingClips(Dataset[dict[str, Any]]):
         self.stop = stop
         self.caches = caches
         self.reads_pixels = reads_pixels
+        self._damaged = frozenset().union(*(cache.damaged for cache in caches))
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))  # an epoch and its permutation
 
     def __len__(self) -> int:
@@ -63,8 +64,7 @@ class TrainingClips(Dataset[dict[str, Any]]):
         if self.reads_pixels:
             item = self.dataset.item(epoch, place)
         else:
-            damaged = frozenset().union(*(cache.damaged for cache in self.caches))
-            item = self.dataset.item_without_pixels(epoch, place, damaged)
+            item = self.dataset.item_without_pixels(epoch, place, self._damaged)
         for cache in self.caches:
             item |= cache.read(item["frame_ids"].tolist())
         item["position"] = torch.tensor(position)

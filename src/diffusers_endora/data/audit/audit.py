@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..video_io import VideoError, VideoSource, forget_videos, source_name, written_atomically
+from ...files import written_atomically
+from ..video_io import VideoError, VideoSource, forget_videos, source_name
 from .examination import Examination, evenly, examine
 from .listing import ListedVideo, Listing, open_videos, printable
 from .near_duplicates import Overlap, find_overlaps

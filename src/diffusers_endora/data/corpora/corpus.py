@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import datasets
 from datasets import Value, Video
 
+from ...files import natural_order, walk_folders
 from ..transcode import Quality, encode_frames
 from ..video_io import (
     IMAGE_EXTENSIONS,
@@ -30,9 +31,7 @@ from ..video_io import (
     VideoInfo,
     iterate_frames,
     list_images,
-    natural_order,
     read_video_info,
-    walk_folders,
 )
 
 logger = logging.getLogger(__name__)
