@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from safetensors import SafetensorError
 
 from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
 from diffusers_endora.data.video_io import VideoError
 from diffusers_endora.files import replacing_entries
-from diffusers_endora.hub import publish_folder, save_model_card
+from diffusers_endora.hub import save_model_card
 from diffusers_endora.models.autoencoder import load_vae, load_vae_config
 from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments
 from diffusers_endora.training.objective import make_scheduler
@@ -30,9 +31,12 @@ from diffusers_endora.training.setup import (
     begin,
     build_prior,
     build_transformer,
+    end_training,
     load_clips,
     make_accelerator,
+    networks_of,
     open_caches,
+    publish,
     start_trackers,
 )
 from diffusers_endora.training.trainer import BadStep, Trainer, summary
@@ -96,14 +100,15 @@ def main() -> None:
             caches[-1],
             validate=validation,
             learning_rate=LEARNING_RATES[args.preset] if args.learning_rate is None else args.learning_rate,
+            origin=networks_of(args),
         )
         if resume_from is not None:
             trainer.resume(resume_from)
             accelerator.print(f"Resumed from {resume_from} at step {trainer.step}.")
+        output_dir.mkdir(parents=True, exist_ok=True)
+        start_trackers("endora", args, accelerator)
     except (ValueError, OSError) as error:
         sys.exit(f"train_endora.py: error: {error}")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    start_trackers("endora", args, accelerator)
     accelerator.print(
         f"{dataset.num_videos} videos ({dataset.num_broken} broken, {len(dataset.too_short)} too short, "
         f"{dataset.num_unlabelled} without a label, {dataset.num_ignored_files} other files ignored), "
@@ -114,7 +119,7 @@ def main() -> None:
     try:
         trainer.fit()
     except (BadStep, VideoError) as error:
-        accelerator.end_training()
+        end_training(accelerator)
         sys.exit(f"train_endora.py: error: {error}")
 
     # 4. Results
@@ -131,16 +136,12 @@ def main() -> None:
             save_model_card(output_dir, vars(args), results, dataset.class_names)
             print(summary(results))
             print(f"Pipeline: {output_dir}")
-            if args.push_to_hub:
-                private = args.hub_private or None
-                address = publish_folder(
-                    output_dir, args.hub_model_id, token=hub_token, private=private, license=args.license
-                )
-                print(f"Published: {address}")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, SafetensorError) as error:
             print(f"train_endora.py: error: {error}", file=sys.stderr)
             failed = True
-    accelerator.end_training()
+        if args.push_to_hub and not failed:
+            failed = not publish(args, hub_token)
+    end_training(accelerator)
     if failed:
         sys.exit(1)
 

@@ -20,12 +20,12 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from diffusers_endora import EndoraPipeline
-from diffusers_endora.adapter_page import ADAPTER_WEIGHTS, adapter_card, prepare_adapter_publication
+from diffusers_endora.adapter_page import ADAPTER_WEIGHTS, adapter_card
 from diffusers_endora.data.video_io import VideoError
 from diffusers_endora.files import replacing_entries
-from diffusers_endora.hub import full_repo_id, upload
 from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.model_card import is_edited, name_of
 from diffusers_endora.models.autoencoder import load_vae_config
@@ -42,9 +42,12 @@ from diffusers_endora.training.arguments import new_parser, parse_arguments
 from diffusers_endora.training.setup import (
     begin,
     build_prior,
+    end_training,
     load_clips,
     make_accelerator,
+    networks_of,
     open_caches,
+    publish,
     start_trackers,
 )
 from diffusers_endora.training.trainer import BadStep, Trainer, summary
@@ -116,6 +119,7 @@ def main() -> None:
             validate=Validation(args, assemble, dataset.num_classes, held_out, accelerator),
             learning_rate=args.learning_rate,
             origin={
+                **networks_of(args),
                 "base": base_hash,
                 **{name: getattr(args, name) for name in ("rank", "lora_alpha", "lora_dropout", "lora_targets")},
             },
@@ -123,10 +127,10 @@ def main() -> None:
         if resume_from is not None:
             trainer.resume(resume_from)
             accelerator.print(f"Resumed from {resume_from} at step {trainer.step}.")
+        output_dir.mkdir(parents=True, exist_ok=True)
+        start_trackers("endora_lora", args, accelerator)
     except (ValueError, OSError) as error:
         sys.exit(f"train_endora_lora.py: error: {error}")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    start_trackers("endora_lora", args, accelerator)
     num_trained = sum(parameter.numel() for parameter in trainer.averaged())
     accelerator.print(
         f"{dataset.num_videos} videos ({dataset.num_broken} broken, {len(dataset.too_short)} too short), "
@@ -137,7 +141,7 @@ def main() -> None:
     try:
         trainer.fit()
     except (BadStep, VideoError) as error:
-        accelerator.end_training()
+        end_training(accelerator)
         sys.exit(f"train_endora_lora.py: error: {error}")
 
     # 4. Results
@@ -158,14 +162,12 @@ def main() -> None:
                     (folder / "README.md").write_text(text, encoding="utf-8")
             print(summary(results))
             print(f"Adapter: {output_dir / ADAPTER_WEIGHTS}")
-            if args.push_to_hub:
-                repo_id = full_repo_id(args.hub_model_id, hub_token)
-                publication = prepare_adapter_publication(output_dir, repo_id, args.license, hub_token)
-                print(f"Published: {upload(publication, repo_id, hub_token, args.hub_private or None)}")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, SafetensorError) as error:
             print(f"train_endora_lora.py: error: {error}", file=sys.stderr)
             failed = True
-    accelerator.end_training()
+        if args.push_to_hub and not failed:
+            failed = not publish(args, hub_token)
+    end_training(accelerator)
     if failed:
         sys.exit(1)
 

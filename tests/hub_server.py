@@ -191,6 +191,10 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories.get(repo_id)
         if repository is None or (repository.private and self.token not in (TOKEN, READ_ONLY)):
             return self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        if action == "auth-check":
+            may = self.token == TOKEN or (rest != ["write"] and self.token == READ_ONLY)
+            refusal = {"X_Error_Message": "You have no write access"}
+            return self.answer(200) if may else self.answer(403 if self.token else 401, {"error": "no"}, **refusal)
         if action == "lfs":
             return self.batch(repo_id)
         if action == "refs":

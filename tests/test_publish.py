@@ -20,7 +20,7 @@ from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
 from diffusers_endora.data.contact_sheet import save_contact_sheet
 from diffusers_endora.data.provenance import synthetic_metadata
 from diffusers_endora.data.video_io import write_video
-from diffusers_endora.hub import publish_folder, save_model_card
+from diffusers_endora.hub import create_repository, publish_folder, save_model_card
 from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.model_card import is_edited
 from diffusers_endora.pipelines.single_file import single_file_source
@@ -360,6 +360,18 @@ def test_tokens_that_do_not_do(hub, trained, token, message, is_there):
     assert hub.waits == []
 
 
+def test_before_a_training_it_is_known_whether_the_token_may_write(hub, trained, monkeypatch):
+    assert create_repository("model") == "me/model"
+    create_repository("me/model")  # again, with the right to
+    with pytest.raises(PermissionError, match="the token may not write to me/model"):
+        create_repository("me/model", READ_ONLY)
+    with pytest.raises(ValueError, match="me/model is a public repository"):
+        create_repository("me/model", private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(PermissionError, match="the Hub does not accept the token: it is missing"):
+        create_repository("me/model")
+
+
 def test_refusals_are_one_sentence(hub, trained, endora):
     publish_folder(trained, "me/model")
     with pytest.raises(OSError, match="me/model has no revision refs/pr/9"):
@@ -419,6 +431,10 @@ def with_index(change):
     return damage
 
 
+def with_json(name, value):
+    return lambda folder: (folder / name).write_text(json.dumps(value))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -433,6 +449,15 @@ def with_index(change):
         (with_index({"_class_name": "LattePipeline"}), "is a LattePipeline; expected an EndoraPipeline"),
         (with_index({"vae": [None, None]}), "names no vae"),
         (lambda folder: (folder / "training.json").write_text("{"), "training.json: is no JSON"),
+        (with_index({"transformer": 5}), "names no transformer"),
+        (with_json("vae/diffusion_pytorch_model.safetensors.index.json", {}), "weight_map: expected a dict, got none"),
+        (with_json("conversion.json", {}), "conversion.json: source: expected a dict, got none"),
+        (with_json("training.json", {"arguments": [1], "results": {}}), "arguments: expected a dict, got list"),
+        (
+            with_json("training.json", {"arguments": {"seed": 0}, "results": {"mse": "x"}}),
+            "no card can be made of its",
+        ),
+        (lambda folder: (folder / "README.md").write_bytes(b"\xff"), "README.md: is no UTF-8"),
     ],
 )
 def test_half_a_folder_is_refused_before_anything_is_sent(hub, copy, damage, message):
@@ -554,6 +579,14 @@ def test_a_report_goes_into_the_card_if_it_is_of_this_model(pipe, copy, tmp_path
     assert any("does not say which model" in note for note in prepare_publication(copy, "me/model", report=path).notes)
     with pytest.raises(ValueError, match="is not there"):
         prepare_publication(copy, "me/model", report=tmp_path / "absent.json")
+    for name, value, message in (
+        ("protocol", 1, "report.json: protocol: expected a dict, got int"),
+        ("results", [1], "no card can be made"),
+        ("memorisation", {"closest": 2}, "report.json: closest: expected a list, got int"),
+    ):
+        path.write_text(json.dumps({**report, name: value}))
+        with pytest.raises(ValueError, match=message):
+            prepare_publication(copy, "me/model", report=path)
 
 
 @pytest.mark.parametrize(
@@ -584,6 +617,7 @@ def test_the_command_lists_what_it_would_upload(hub, trained, endora):
     assert "note: logs/endora/events.out.tfevents.1: holds the local path" in out
     assert lines[-1] == f"me/model: {len(PUBLISHED)} files; nothing was uploaded (--dry_run)"
     assert hub.requests == []
+    assert endora("publish", trained, "me//model", "--dry_run")[0] == 1
     code, out, _ = endora("publish", trained, "me/model", "--license", "mit", "--tag", "v1", "--revision", "dev")
     assert code == 0
     repository = hub.repositories["me/model"]

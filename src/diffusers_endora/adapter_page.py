@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import TemplateError
 
 from .model_card import PIPELINE_TAG, Sample, is_edited, last_name, name_of, with_marker
 from .publication import (
@@ -13,7 +14,8 @@ from .publication import (
     find_sample,
     private_strings,
     published_text,
-    read_record,
+    read_text,
+    read_training,
     refuse_private,
     stated_license,
     to_json,
@@ -65,8 +67,17 @@ def adapter_card(
     return with_marker(str(ModelCard.from_template(card_data, template_path=str(TEMPLATE), **facts)))
 
 
+def is_adapter_folder(folder: str | Path) -> bool:
+    """Whether a folder is an adapter's, and no pipeline's."""
+    return (Path(folder) / ADAPTER_WEIGHTS).is_file() and not (Path(folder) / "model_index.json").exists()
+
+
 def prepare_adapter_publication(
-    folder: str | Path, repo_id: str, license: str | None = None, token: str | None = None
+    folder: str | Path,
+    repo_id: str,
+    license: str | None = None,
+    overwrite_card: bool = False,
+    token: str | None = None,
 ) -> Publication:
     """Chooses what of an adapter's folder is published: adapter, card, records and a clip. Asks the Hub nothing.
 
@@ -76,17 +87,18 @@ def prepare_adapter_publication(
         folder: the output of `examples/train_endora_lora.py`.
         repo_id: for the card.
         license: as the Hub writes it; by default the training's.
+        overwrite_card: make a new `README.md` though the one in the folder was edited by hand.
         token: must not be in what is published; those of the environment must not be either.
 
     Raises:
         ValueError: there is no adapter, or something holds a token or a local path.
     """
     folder = Path(folder)
-    training = read_record(folder / "training.json")
-    if training is None or not (folder / ADAPTER_WEIGHTS).is_file():
+    training = read_training(folder)
+    if training is None or not is_adapter_folder(folder):
         raise ValueError(f"{folder}: expected the folder of an adapter, with {ADAPTER_WEIGHTS} and training.json.")
     private = private_strings(folder, token, training)
-    license = license or training["arguments"]["license"]
+    license = license or training["arguments"].get("license")
     training = without_private(training)
     publication = Publication(owned_folders=("samples",))
     files = publication.files
@@ -104,13 +116,16 @@ def prepare_adapter_publication(
         files["samples/clip.mp4"], files["samples/contact_sheet.png"] = Path(sample.clip), Path(sample.sheet)
         sample = Sample("samples/clip.mp4", "samples/contact_sheet.png", sample.step)
     card = folder / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else None
-    if text is not None and is_edited(text):
+    text = read_text(card) if card.is_file() else None
+    if text is not None and is_edited(text) and not overwrite_card:
         files["README.md"] = text.encode()
         license = stated_license(card, text)
         publication.notes.append("README.md was written or edited by hand and is published as it is")
     else:
-        files["README.md"] = adapter_card(training, repo_id, license, sample, records).encode()
+        try:
+            files["README.md"] = adapter_card(training, repo_id, license, sample, records).encode()
+        except (AttributeError, KeyError, TypeError, TemplateError) as error:
+            raise ValueError(f"{folder}: no card can be made of its training.json ({error})") from error
     if license is None:
         publication.notes.append("the card states no licence; --license adds one")
 

@@ -541,7 +541,7 @@ def export(
 
 @app.command()
 def publish(
-    folder: Annotated[Path, typer.Argument(help="A pipeline folder: of a training, or of `endora convert`.")],
+    folder: Annotated[Path, typer.Argument(help="Of a training, or of `endora convert`.")],
     repo: Annotated[str, typer.Argument(help="The model repository, owner/name; made where it is not there.")],
     private: Annotated[bool, typer.Option("--private", help="A repository that you alone see.")] = False,
     license: Annotated[
@@ -572,7 +572,7 @@ def publish(
         bool, typer.Option("--dry_run", help="List what would be uploaded; ask the Hub nothing.")
     ] = False,
 ) -> None:
-    """Publish a pipeline folder on the Hugging Face Hub, in one commit.
+    """Publish a pipeline folder, or a LoRA, on the Hugging Face Hub, in one commit.
 
     The folder is checked first. Uploaded are the models (safetensors), the model card, the self-contained pipeline.py,
     the training's arguments, results and logs without local paths and tokens, and a sample clip; nothing in the folder
@@ -583,13 +583,13 @@ def publish(
         endora publish my-endora me/endora-colon --license cc-by-nc-4.0 --report report --private
         endora publish my-endora me/endora-colon --tag step-10000
     """
-    from .hub import full_repo_id, prepare_publication, upload
+    from .hub import full_repo_id, prepare, upload
 
     if not dry_run:
         repo = full_repo_id(repo)
     if create_pr and tag is not None:
         raise ValueError("--tag with --create_pr: a pull request is tagged when it is merged; leave one of them out.")
-    publication = prepare_publication(
+    publication = prepare(
         folder, repo, license=license, report=report, datasets=dataset or (), overwrite_card=overwrite_card
     )
     for note in publication.notes:

@@ -36,17 +36,23 @@ def written_atomically(path: Path) -> Iterator[Path]:
 def replacing_entries(folder: Path) -> Iterator[Path]:
     """Yields a new folder inside `folder`; on success its entries take the place of those of the same name there.
 
-    On any failure what was written is removed and `folder` is as it was.
+    On a failure before that, what was written is removed and `folder` is as it was. Entries are replaced one after the
+    other: where that fails, each is the old one or the new one, whole.
     """
     temporary = folder / f".new-{uuid.uuid4().hex[:12]}"
     temporary.mkdir()
     try:
         yield temporary
         for entry in sorted(temporary.iterdir()):
-            target = folder / entry.name
+            target, old = folder / entry.name, temporary / f".old-{entry.name}"
             if target.is_dir():
-                target.rename(temporary / f".old-{entry.name}")
-            entry.replace(target)
+                target.rename(old)
+            try:
+                entry.replace(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -13,12 +13,14 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from .adapter_page import is_adapter_folder, prepare_adapter_publication
 from .model_card import save_model_card
 from .publication import Publication, prepare_publication, write_conversion_record
 
 __all__ = [
     "create_repository",
     "full_repo_id",
+    "prepare",
     "prepare_publication",
     "publish_folder",
     "save_model_card",
@@ -53,10 +55,10 @@ def publish_folder(
     tag: str | None = None,
     overwrite_card: bool = False,
 ) -> str:
-    """Publishes a pipeline folder: what `prepare_publication` chooses, as `upload` sends it.
+    """Publishes a folder: what `prepare` chooses of it, as `upload` sends it.
 
     Args:
-        folder: a pipeline folder, for example the output of a training.
+        folder: a pipeline folder or an adapter's, for example the output of a training.
         repo_id: "owner/model"; made where it does not exist. Without the owner it is the token's.
         token: of the Hub; by default the one of `hf auth login` or `HF_TOKEN`.
         private: for a repository that is made; True also refuses one that is public.
@@ -67,17 +69,39 @@ def publish_folder(
         The address of the commit or of the pull request.
 
     Raises:
-        ValueError, OSError: see `prepare_publication` and `upload`.
+        ValueError, OSError: see `prepare` and `upload`.
     """
     repo_id = full_repo_id(repo_id, token)
-    publication = prepare_publication(folder, repo_id, license, report, datasets, overwrite_card, token)
+    publication = prepare(folder, repo_id, license, report, datasets, overwrite_card, token)
     for note in publication.notes:
         logger.warning(note)
     return upload(publication, repo_id, token, private, revision, create_pr, tag)
 
 
+def prepare(
+    folder: str | Path,
+    repo_id: str,
+    license: str | None = None,
+    report: str | Path | None = None,
+    datasets: Sequence[str] = (),
+    overwrite_card: bool = False,
+    token: str | None = None,
+) -> Publication:
+    """What is to be published of a folder: `prepare_publication`, for an adapter `prepare_adapter_publication`.
+
+    Raises:
+        ValueError: no valid name, or see there. An adapter's card has no place for a report.
+    """
+    validate_repo_id(repo_id)
+    if not is_adapter_folder(folder):
+        return prepare_publication(folder, repo_id, license, report, datasets, overwrite_card, token)
+    if report is not None or datasets:
+        raise ValueError(f"{folder}: is an adapter's, whose card shows no report and no datasets; leave them out")
+    return prepare_adapter_publication(folder, repo_id, license, overwrite_card, token)
+
+
 def create_repository(repo_id: str, token: str | None = None, private: bool | None = None) -> str:
-    """Makes a model repository unless it exists, and so finds out before a training whether the token may.
+    """Makes a model repository unless it exists; finds out, before a training, whether the token may write to it.
 
     Returns:
         Its id, "owner/model".
@@ -86,9 +110,18 @@ def create_repository(repo_id: str, token: str | None = None, private: bool | No
         ValueError, OSError: see `upload`.
     """
     repo_id = full_repo_id(repo_id, token)
+    api = HfApi(token=token)
     with explained(repo_id):
-        with_retries(lambda: HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True))
+        make_repository(api, repo_id, private)
+        with_retries(lambda: api.auth_check(repo_id, write=True))
     return repo_id
+
+
+def make_repository(api: HfApi, repo_id: str, private: bool | None) -> None:
+    """Makes a repository unless it exists; a ValueError where it exists, is public and should be private."""
+    with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))  # also if it may only be read
+    if private and not with_retries(lambda: api.repo_info(repo_id)).private:
+        raise ValueError(f"{repo_id} is a public repository; expected a private one, so nothing was uploaded")
 
 
 def full_repo_id(repo_id: str, token: str | None = None) -> str:
@@ -166,9 +199,7 @@ def upload(
 
     with explained(repo_id, revision):
         # 1. The repository and the branch
-        with_retries(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        if private and not with_retries(lambda: api.repo_info(repo_id)).private:
-            raise ValueError(f"{repo_id} is a public repository; expected a private one, so nothing was uploaded")
+        make_repository(api, repo_id, private)
         if revision is not None and not create_pr and not revision.startswith("refs/"):
             with_retries(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
 
@@ -228,7 +259,7 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
         error: BaseException = raised
         if isinstance(raised, RuntimeError):  # of the transfer of files
             error = raised.__cause__ or ConnectionError(
-                f"the transfer of files failed ({raised}); the same call goes on where it stopped"
+                f"the transfer of files failed ({raised}); publishing again goes on where it stopped"
             )
         status = status_of(error)
         if status == 401:
@@ -250,7 +281,7 @@ def explained(repo_id: str, revision: str | None = None) -> Iterator[None]:
         if is_broken_connection(error) or isinstance(error, json.JSONDecodeError) or status in TEMPORARY:
             raise ConnectionError(
                 f"the Hub cannot be reached or keeps failing ({reason(error)}); the repository is not half "
-                "published, and the same call goes on where it stopped"
+                "published, and publishing again goes on where it stopped"
             ) from raised
         if isinstance(error, HfHubHTTPError):
             raise OSError(f"the Hub refuses: {reason(error)}") from raised

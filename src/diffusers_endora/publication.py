@@ -4,12 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, get_token
+from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
@@ -95,8 +97,11 @@ def prepare_publication(
     """
     folder = Path(folder)
     check_pipeline_folder(folder)
-    training = read_record(folder / "training.json")
+    training = read_training(folder)
     conversion = read_record(folder / CONVERSION_RECORD)
+    if conversion is not None:
+        expect_fields(folder / CONVERSION_RECORD, conversion, source=dict, block_order=str, vae=str)
+        expect_fields(folder / CONVERSION_RECORD, conversion["source"], file=str, sha256=str)
     private = private_strings(folder, token, training, conversion)
     publication = Publication()
     files, notes = publication.files, publication.notes
@@ -143,7 +148,7 @@ def prepare_publication(
 
     # 4. The card
     card = folder / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else None
+    text = read_text(card) if card.is_file() else None
     stated = None if text is None else stated_license(card, text)
     is_by_hand = text is not None and is_edited(text) and not overwrite_card
     if stated is None and not is_by_hand:
@@ -157,17 +162,15 @@ def prepare_publication(
         if report is not None or datasets:
             notes.append("what --report and --dataset say is therefore not in it")
     else:
-        files["README.md"] = model_card(
-            folder,
-            repo_id,
-            without_private(training),
-            without_private(conversion),
-            license,
-            datasets,
-            measured,
-            sample,
-            records,
-        ).encode()
+        facts = without_private(training), without_private(conversion)
+        try:
+            text = model_card(folder, repo_id, *facts, license, datasets, measured, sample, records)
+        except (AttributeError, KeyError, TypeError, TemplateError) as error:
+            raise ValueError(
+                f"{folder}: no card can be made of its records ({error}); expected them as they were written, or a "
+                "README.md of your own"
+            ) from error
+        files["README.md"] = text.encode()
 
     # 5. Nothing private
     refuse_private(publication, folder, private)
@@ -187,7 +190,8 @@ def check_pipeline_folder(folder: Path) -> None:
     if class_name != "EndoraPipeline":
         raise ValueError(f"{folder}: is a {class_name}; expected an EndoraPipeline")
     for component in COMPONENTS:
-        if not index.get(component) or index[component][-1] is None:
+        named = index.get(component)
+        if not isinstance(named, list) or len(named) != 2 or named[-1] is None:
             raise ValueError(f"{folder / 'model_index.json'}: names no {component}")
         part = folder / component
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
@@ -211,7 +215,9 @@ def weights_of(folder: Path) -> dict[str, tuple[int, ...]]:
         ValueError: a file is missing or cut short.
     """
     index = read_record(folder / f"{WEIGHTS_NAME}.index.json")
-    names = [WEIGHTS_NAME] if index is None else sorted(set(index["weight_map"].values()))
+    if index is not None:
+        expect_fields(folder / f"{WEIGHTS_NAME}.index.json", index, weight_map=dict)
+    names = [WEIGHTS_NAME] if index is None else sorted({str(name) for name in index["weight_map"].values()})
     shapes: dict[str, tuple[int, ...]] = {}
     for path in [folder / name for name in names] + sorted(folder.glob("*.safetensors")):
         if not path.is_file():
@@ -343,20 +349,25 @@ def read_report(path: Path) -> dict[str, Any]:
     report = read_record(path)
     if report is None:
         raise ValueError(f"{path}: is not there; expected the folder or the report.json of `endora evaluate`")
-    if not {"protocol", "results", "real", "memorisation", "warnings"} <= set(report):
-        raise ValueError(f"{path}: is no report of `endora evaluate`")
+    expect_fields(path, report, protocol=dict, results=list, real=dict, warnings=list)
+    for section in ("fake", "memorisation"):
+        if report.get(section) is not None:
+            expect_fields(path, report, **{section: dict})
     for side in ("real", "fake"):
         if report.get(side):
-            report[side]["source"] = last_name(report[side]["source"])
-    if report["memorisation"]:  # names of videos can be names of people
+            report[side]["source"] = last_name(str(report[side].get("source") or ""))
+    if report.get("memorisation"):  # names of videos can be names of people
+        expect_fields(path, report["memorisation"], closest=list)
         pairs = report["memorisation"]["closest"]
-        report["memorisation"]["closest"] = [{"distance": pair["distance"]} for pair in pairs]
+        report["memorisation"]["closest"] = [
+            {"distance": pair.get("distance")} for pair in pairs if isinstance(pair, dict)
+        ]
     return without_private(report)
 
 
 def model_in_report(report: dict[str, Any]) -> str | None:
     """The beginning of the hash of the transformer that made the clips, where the report knows it."""
-    found = re.search(r"transformer ([0-9a-f]{16})", (report.get("fake") or {}).get("sampling") or "")
+    found = re.search(r"transformer ([0-9a-f]{16})", str((report.get("fake") or {}).get("sampling")))
     return found[1] if found else None
 
 
@@ -409,10 +420,12 @@ def text_without_private(text: str) -> str:
 
 def published_text(path: Path) -> bytes:
     """A text file, JSON by the line or not, without local paths and tokens."""
+    text = path.read_text(encoding="utf-8", errors="replace")
     if path.suffix == ".json":
-        return to_json(without_private(json.loads(path.read_text(encoding="utf-8"))))
+        with suppress(json.JSONDecodeError):
+            return to_json(without_private(json.loads(text)))
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             lines.append(json.dumps(without_private(json.loads(line))))
         except json.JSONDecodeError:
@@ -465,7 +478,36 @@ def refuse_private(publication: Publication, folder: Path, private: Sequence[str
             raise ValueError(f"{folder / name if (folder / name).exists() else name}: holds {what}; take it out first")
 
 
-# --- json ------------------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_training(folder: Path) -> dict[str, Any] | None:
+    """`training.json`, with its sections; None where there is none.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    path = folder / "training.json"
+    training = read_record(path)
+    if training is not None:
+        expect_fields(path, training, arguments=dict, results=dict)
+    return training
+
+
+def expect_fields(path: Path, record: dict[str, Any], **kinds: type) -> None:
+    """Raises a ValueError for the first field of a record that is missing or of another kind."""
+    for name, kind in kinds.items():
+        if not isinstance(record.get(name), kind):
+            got = f"{type(record[name]).__name__}" if name in record else "none"
+            raise ValueError(f"{path}: {name}: expected a {kind.__name__}, got {got}")
+
+
+def read_text(path: Path) -> str:
+    """Raises a ValueError where the file is no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is no UTF-8 ({error})") from error
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

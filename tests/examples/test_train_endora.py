@@ -16,8 +16,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Video
 from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler
-from hub_server import TOKEN, HubServer
-from safetensors.torch import load_file
+from hub_server import TOKEN, Fault, HubServer
+from safetensors.torch import load_file, save_file
 from script_runs import EXAMPLES, as_flags, read_log, run_main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -173,6 +173,12 @@ def test_processes_and_accumulation_share_out_the_same_steps(material, tmp_path)
     shutil.copy(tmp_path / "two" / "training_log.jsonl", tmp_path / "mixed")
     train(material, tmp_path / "mixed", train_batch_size=4, resume_from_checkpoint="latest", **options)
 
+    # what was begun with whole steps is ended with accumulated ones
+    shutil.copytree(tmp_path / "one" / "checkpoint-15", tmp_path / "divided" / "checkpoint-15")
+    shutil.copy(tmp_path / "one" / "training_log.jsonl", tmp_path / "divided")
+    accumulated = {"train_batch_size": 2, "gradient_accumulation_steps": 2, **options}
+    train(material, tmp_path / "divided", resume_from_checkpoint="latest", **accumulated)
+
     expected = torch.load(tmp_path / "one" / "checkpoint-1" / "optimizer.bin")["state"]
     largest = max(state["exp_avg"].abs().max() for state in expected.values())
     for other in ("accumulated", "two"):
@@ -180,7 +186,7 @@ def test_processes_and_accumulation_share_out_the_same_steps(material, tmp_path)
         first = torch.load(tmp_path / other / "checkpoint-1" / "optimizer.bin")["state"]
         for i, state in expected.items():
             assert ((first[i]["exp_avg"] - state["exp_avg"]).abs().max() / largest).item() < 1e-6
-    for other in ("accumulated", "two", "mixed"):
+    for other in ("accumulated", "two", "mixed", "divided"):
         for line, same in zip(read_log(tmp_path / "one"), read_log(tmp_path / other), strict=True):
             assert same == pytest.approx(line, rel=1e-5)
 
@@ -236,7 +242,9 @@ def test_a_full_disk_is_said_and_the_training_goes_on(material, tmp_path, capsys
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "none", disk], check=False).returncode:
         pytest.skip("a tmpfs cannot be mounted here")
     try:
-        options = {"prior": "none", "dino_model": None, "validation_steps": 99, "checkpointing_steps": 1}
+        options = {"prior": "none", "dino_model": None, "validation_steps": 1, "checkpointing_steps": 1}
+        options |= {"validation_fraction": 0.25, "early_stopping_patience": 9, "report_to": "tensorboard"}
+        options |= {"logging_steps": 1, "max_train_steps": 6}
         (disk / "filler").write_bytes(bytes(150_000))
         with pytest.raises(SystemExit):  # in the end there is no room for the pipeline either
             train(material, disk, **options)
@@ -246,9 +254,14 @@ def test_a_full_disk_is_said_and_the_training_goes_on(material, tmp_path, capsys
         assert not list(disk.glob(".new-*"))
         kept = [path.name for path in sorted(disk.glob("checkpoint-*"))]
         assert kept[0] == "checkpoint-1"
-        assert 1 <= len(kept) < 4
+        assert 1 <= len(kept) < 6
         assert "could not be written" in printed
-        assert printed.count("earlier checkpoints are untouched") == 4 - len(kept)
+        assert printed.count("earlier checkpoints are untouched") == 6 - len(kept)
+        assert "best.safetensors: Error while serializing: I/O error: No space left on device" in printed
+        assert (
+            "clip_0.mp4: cannot be written with codec 'h264' (No space left on device); the training goes" in printed
+        )
+        assert [line["step"] for line in read_log(disk)][:1] == [1]
         assert [find_damage(disk / name) for name in kept] == [None] * len(kept)
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -290,10 +303,12 @@ def test_the_best_weights_come_with_a_checkpoint(material, tmp_path, monkeypatch
     assert (tmp_path / "first" / "checkpoint-3.abandoned").exists()
 
 
-def test_a_folder_with_checkpoints_is_not_trained_over(material, trained):
+def test_a_folder_with_checkpoints_is_not_trained_over(material, trained, tmp_path):
     before = read_log(trained)
-    with pytest.raises(SystemExit, match="has the checkpoints of a training, up to checkpoint-4: go on with it by"):
-        train(material, trained, class_conditional=True)
+    shutil.copytree(trained / "checkpoint-2", tmp_path / "checkpoint-2")
+    for checkpoint in (None, tmp_path / "checkpoint-2"):
+        with pytest.raises(SystemExit, match="has the checkpoints of a training, up to checkpoint-4: go on"):
+            train(material, trained, class_conditional=True, resume_from_checkpoint=checkpoint)
     assert read_log(trained) == before
 
 
@@ -318,7 +333,7 @@ def test_a_kl_posterior_is_sampled_alike_with_and_without_the_cache(material, tm
         assert same == pytest.approx(line, rel=1e-4)
 
 
-def test_a_training_ends_on_the_hub(material, tmp_path, monkeypatch):
+def test_a_training_ends_on_the_hub(material, tmp_path, monkeypatch, capsys):
     options = {"prior": "none", "dino_model": None, "max_train_steps": 1, "push_to_hub": True, "hub_token": TOKEN}
     options |= {"hub_model_id": "me/colon", "license": "mit"}
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
@@ -330,6 +345,13 @@ def test_a_training_ends_on_the_hub(material, tmp_path, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         train(material, tmp_path / "out", **options)
         files = hub.repositories["me/colon"].files()
+        hub.faults = [Fault("POST /api/models/me/colon/commit", times=99, status=500)]
+        with pytest.raises(SystemExit) as raised:
+            train(material, tmp_path / "again", **options)
+    assert raised.value.code == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("Not published: the Hub cannot be reached or keeps failing")
+    assert message.endswith(f"endora publish {tmp_path / 'again'} me/colon")
     assert files[WEIGHTS] == (tmp_path / "out" / WEIGHTS).read_bytes()
     assert b"license: mit" in files["README.md"]
     assert {"training.json", "training_log.jsonl", "samples/clip.mp4"} <= set(files)
@@ -472,15 +494,23 @@ def test_resuming_a_finished_training_writes_its_results_again(material, tmp_pat
     assert written == []
 
 
-@pytest.mark.parametrize("change", [{"train_batch_size": 4}, {"num_layers": 2}, {"seed": 1}])
-def test_resuming_another_training_is_refused(material, tmp_path, change):
-    options = {"prior": "none", "dino_model": None, "max_train_steps": 2, "validation_steps": 99}
-    train(material, tmp_path, **options)
-    with pytest.raises(SystemExit) as raised:
-        train(material, tmp_path, **{**options, **change}, resume_from_checkpoint="latest")
-    assert "checkpoint-2 is of another training" in str(raised.value.code)
-    names = {"train_batch_size": "clips_per_step", "num_layers": "transformer", "seed": "seed"}
-    assert names[next(iter(change))] in str(raised.value.code)
+def test_resuming_another_training_is_refused(material, tmp_path):
+    options = {"max_train_steps": 2, "validation_steps": 99, "lr_scheduler": "cosine"}
+    train(material, tmp_path / "out", **options)
+    other = {"vae": tmp_path / "vae", "teacher": tmp_path / "teacher"}
+    for name, path in other.items():
+        shutil.copytree(material[name], path)
+        weights = next(path.glob("*.safetensors"))
+        save_file({key: value + 1 for key, value in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    changes = {"train_batch_size": 4, "num_layers": 2, "seed": 1, "max_train_steps": 3, "max_grad_norm": 2}
+    changes |= {"pretrained_vae": other["vae"], "dino_model": other["teacher"]}
+    names = {"train_batch_size": "clips_per_step", "num_layers": "transformer", "pretrained_vae": "vae"}
+    names["dino_model"] = "teacher"
+    for name, value in changes.items():
+        with pytest.raises(SystemExit, match=f"checkpoint-2 is of another training: .*{names.get(name, name)} was "):
+            train(material, tmp_path / "out", **{**options, name: value}, resume_from_checkpoint="latest")
+    shutil.copytree(material["vae"], tmp_path / "the same")
+    train(material, tmp_path / "out", **options, pretrained_vae=tmp_path / "the same", resume_from_checkpoint="latest")
 
 
 def test_cached_features_change_nothing_and_need_no_networks(material, trained, tmp_path, monkeypatch):
@@ -542,6 +572,10 @@ def test_accelerate_launch(material, tmp_path):
         ({"train_batch_size": 0}, "--train_batch_size 0: expected a positive integer"),
         ({"push_to_hub": True}, "--push_to_hub needs --hub_model_id"),
         ({"fps": 0}, "--fps 0.0: expected a positive number"),
+        ({"fps": "inf"}, "--fps inf: expected a positive number"),
+        ({"max_grad_norm": 0}, "--max_grad_norm 0.0: expected a positive number"),
+        ({"prior_weight": "nan"}, "--prior_weight nan: expected 0 or more"),
+        ({"seed": 2**63}, "--seed 9223372036854775808: expected less than 2^63"),
         ({"num_frames": 64}, "--window 48: expected at least --num_frames 64"),
         ({"lr_scheduler": "none"}, "--lr_scheduler"),
         ({"dataloader_num_workers": -1}, "--dataloader_num_workers -1: expected 0 or more"),
@@ -574,6 +608,8 @@ def test_wrong_flags_are_refused_in_one_line(material, tmp_path, capsys, changes
         ({"resolution": 36}, "--resolution 36: expected a multiple of 8"),
         ({"resume_from_checkpoint": "checkpoint-7"}, "no such checkpoint"),
         ({"validation_fraction": 0.25, "validation_fvd": 4}, "1 held-out clips; FVD needs two or more"),
+        ({"report_to": "clearml"}, "--report_to clearml: it is not installed"),
+        ({"output_dir": "/dev/null/out"}, "--output_dir /dev/null/out: cannot be made"),
     ],
 )
 def test_what_cannot_be_loaded_ends_in_one_sentence_and_writes_nothing(
@@ -581,7 +617,7 @@ def test_what_cannot_be_loaded_ends_in_one_sentence_and_writes_nothing(
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SystemExit) as raised:
-        train(material, tmp_path / "out", **changes)
+        train(material, **{"output_dir": tmp_path / "out", **changes})
     assert str(raised.value.code).startswith("train_endora.py: error: ")
     assert message in str(raised.value.code)
     assert not (tmp_path / "out").exists()

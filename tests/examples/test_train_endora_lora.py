@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from script_runs import EXAMPLES, as_flags, read_log, run_main, write_videos
 
 from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
-from diffusers_endora.adapter_page import ADAPTER_WEIGHTS, prepare_adapter_publication
-from diffusers_endora.hub import upload
+from diffusers_endora.adapter_page import ADAPTER_WEIGHTS
+from diffusers_endora.hub import prepare, publish_folder
 from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.training.adapter import add_adapter, follow_base, put_adapter_into, training_scheduler
 from diffusers_endora.training.arguments import new_parser
@@ -173,7 +173,7 @@ def test_resuming_another_training_is_refused(material, trained, tmp_path, chang
         pipe.save_pretrained(tmp_path / "other")
         change = {"pretrained_model": tmp_path / "other"}
     name = {"pretrained_model": "base"}.get(next(iter(change)), next(iter(change)))
-    with pytest.raises(SystemExit, match=rf"checkpoint-4 is of another training: {name} was"):
+    with pytest.raises(SystemExit, match=rf"checkpoint-4 is of another training: {name} was "):
         train(material, tmp_path / "out", **change, resume_from_checkpoint=trained[0] / "checkpoint-4")
 
 
@@ -268,8 +268,10 @@ def test_publishing_leaves_other_files_alone_and_no_local_path(material, trained
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with HubServer() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        publication = prepare_adapter_publication(trained[0], "me/adapter")
-        upload(publication, "me/adapter")
+        publication = prepare(trained[0], "me/adapter")
+        publish_folder(trained[0], "me/adapter")
+        with pytest.raises(ValueError, match="is an adapter's, whose card shows no report"):
+            publish_folder(trained[0], "me/adapter", datasets=["me/colon"])
         files = hub.repositories["me/adapter"].files()
     names = {"README.md", ADAPTER_WEIGHTS, "training.json", "training_log.jsonl"}
     assert set(publication.files) == names | {"samples/clip.mp4", "samples/contact_sheet.png"}

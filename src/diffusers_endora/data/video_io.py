@@ -679,6 +679,7 @@ def write_video(
     Raises:
         ValueError: an argument is not as described.
         VideoError: FFmpeg refuses to encode the frames.
+        OSError: the disk does not take the file.
     """
     path = Path(path)
     check_clip(frames, "frames")
@@ -757,4 +758,5 @@ def _encode(
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
     except av.FFmpegError as error:
-        raise VideoError(f"{path}: cannot be written with codec {codec!r} ({error.strerror})") from error
+        kind = OSError if isinstance(error, OSError) else VideoError  # a full disk is no fault of the frames
+        raise kind(f"{path}: cannot be written with codec {codec!r} ({error.strerror})") from error

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def _add_optimisation(group: Any) -> None:
     group.add_argument("--adam_beta1", type=float, default=0.9)
     group.add_argument("--adam_beta2", type=float, default=0.999)
     group.add_argument("--adam_weight_decay", type=float, default=0.0)
-    group.add_argument("--max_grad_norm", type=float, default=0.1)
+    group.add_argument("--max_grad_norm", type=float, default=0.1, help="inf: gradients are not clipped")
     group.add_argument("--max_grad_norm_start", type=int, default=500_000, help="step that clipping starts at")
     group.add_argument("--use_ema", action=SWITCH, default=True)
     group.add_argument("--ema_decay", type=float, default=0.9999)
@@ -175,16 +176,21 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = No
     positive += ["checkpointing_steps", "validation_steps", "num_validation_clips", "logging_steps", "max_loss"]
     positive += ["validation_inference_steps", "frame_interval", "checkpoints_total_limit", "validation_loss_clips"]
     positive += ["early_stopping_patience", "snr_gamma", "logit_std", "validation_fvd", "validation_fvd_steps", "fps"]
+    positive += ["max_grad_norm"]
     for name in positive:
         value = getattr(args, name)
-        if value is not None and not value > 0:
+        is_without_limit = name in ("max_loss", "max_grad_norm") and value == math.inf
+        if value is not None and not (0 < value < math.inf or is_without_limit):
             parser.error(f"--{name} {value}: expected a positive {'integer' if isinstance(value, int) else 'number'}.")
     for name in ("num_layers", "num_attention_heads", "attention_head_dim", "patch_size", "rank"):
         if getattr(args, name, None) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
-    for name in ("num_still_images", "dataloader_num_workers", "cache_frames_gb", "lr_warmup_steps", "seed"):
-        if getattr(args, name) < 0:
+    not_negative = ["num_still_images", "dataloader_num_workers", "cache_frames_gb", "lr_warmup_steps", "seed"]
+    for name in [*not_negative, "prior_weight", "adam_weight_decay", "max_grad_norm_start"]:
+        if not 0 <= getattr(args, name) < math.inf:
             parser.error(f"--{name} {getattr(args, name)}: expected 0 or more.")
+    if args.seed >= 2**63:
+        parser.error(f"--seed {args.seed}: expected less than 2^63.")
     for name in ("ema_decay", "class_dropout_prob"):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:

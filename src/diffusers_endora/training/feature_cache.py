@@ -332,7 +332,10 @@ def network_digest(path_or_repo: str | Path) -> str:
         if not folder.is_dir():
             folder = Path(snapshot_download(str(path_or_repo), allow_patterns=["config.json", pattern]))
         if weights := sorted(folder.glob(pattern)):
-            digest = hashlib.sha256((folder / "config.json").read_bytes())
+            config = json.loads((folder / "config.json").read_text())
+            # not where it was loaded from, nor which version of a library wrote it
+            facts = {name: value for name, value in config.items() if name[:1] != "_" and "version" not in name}
+            digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
             for path in weights:
                 digest.update(f"{path.name} {file_hash(path)}".encode())
             return digest.hexdigest()

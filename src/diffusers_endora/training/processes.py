@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
 
 T = TypeVar("T")
 
@@ -22,13 +23,18 @@ def raise_everywhere(state: Any, failure: str | None) -> None:
 
 
 def by_main_process(state: Any, function: Callable[[], T]) -> T:
-    """What `function` returns, or the ValueError or OSError that it raises, in the main process; in every process."""
+    """What `function` returns, or the ValueError or OSError that it raises, in the main process; in every process.
+
+    An error of safetensors, which has its own for a full disk, becomes an OSError.
+    """
     outcome: list[Any] = [None, None]
     if state.is_main_process:
         try:
             outcome[0] = function()
         except (ValueError, OSError) as error:
             outcome[1] = error
+        except SafetensorError as error:
+            outcome[1] = OSError(str(error))
     if state.num_processes > 1:
         broadcast_object_list(outcome)
     if outcome[1] is not None:

@@ -1,6 +1,8 @@
 """From flags to the parts of a training: corpus, networks, caches."""
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +14,7 @@ from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, Pr
 
 from ..data.clips import ClipDataset
 from ..data.corpora import load_corpus
-from ..hub import create_repository
+from ..hub import create_repository, publish_folder
 from ..models.autoencoder import is_certain, load_vae, vae_scale_factor
 from ..models.transformer_endora import EndoraTransformer3DModel
 from ..publication import without_private
@@ -37,7 +39,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     folder = Path(args.output_dir)
-    return Accelerator(
+    accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
@@ -46,6 +48,9 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         # the others wait while the main process samples clips or reads a checkpoint back
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
     )
+    if args.report_to != "none" and not accelerator.log_with:
+        raise ValueError(f"--report_to {args.report_to}: it is not installed.")
+    return accelerator
 
 
 def begin(args: argparse.Namespace, accelerator: Accelerator, hub_token: str | None) -> Path | None:
@@ -55,14 +60,18 @@ def begin(args: argparse.Namespace, accelerator: Accelerator, hub_token: str | N
         The checkpoint to go on from, or None for a training from its first step.
 
     Raises:
-        ValueError: there is no such checkpoint, or a training from its first step would be mixed with another one's.
+        ValueError: there is no such checkpoint, the training would be mixed with another one's, or its folder cannot
+            be made.
         OSError: the Hub refuses the repository.
     """
     output_dir, name = Path(args.output_dir), args.resume_from_checkpoint
 
     def choose() -> Path | None:
+        ancestor = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+        if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+            raise ValueError(f"--output_dir {output_dir}: cannot be made or written to.")
         checkpoint = None if name is None else find_checkpoint(output_dir, name)
-        if checkpoint is None:
+        if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():
             refuse_used_folder(output_dir)
         if args.push_to_hub:
             create_repository(args.hub_model_id, hub_token, args.hub_private or None)
@@ -87,6 +96,33 @@ def start_trackers(project: str, args: argparse.Namespace, accelerator: Accelera
     if args.report_to != "none":
         facts = without_private(vars(args))
         accelerator.init_trackers(project, config={key: str(value) for key, value in facts.items()})
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """Closes the trackers, and says so where one has something left that the disk does not take."""
+    try:
+        accelerator.end_training()
+    except OSError as error:
+        accelerator.print(f"trackers: {error}")
+        accelerator.state.destroy_process_group()
+
+
+def publish(args: argparse.Namespace, hub_token: str | None) -> bool:
+    """Publishes what a training has written; where that fails, says how it can be done later, and returns False."""
+    try:
+        private = args.hub_private or None
+        address = publish_folder(
+            args.output_dir, args.hub_model_id, token=hub_token, private=private, license=args.license
+        )
+    except (ValueError, OSError) as error:
+        print(
+            f"Not published: {error}. The training is complete; to publish it later: endora publish {args.output_dir} "
+            f"{args.hub_model_id}",
+            file=sys.stderr,
+        )
+        return False
+    print(f"Published: {address}")
+    return True
 
 
 def load_clips(args: argparse.Namespace) -> tuple[ClipDataset, ClipDataset | None]:
@@ -173,6 +209,12 @@ def build_prior(args: argparse.Namespace, transformer: EndoraTransformer3DModel)
         student_width=transformer.config.num_attention_heads * transformer.config.attention_head_dim,
         objective=args.prior,
     )
+
+
+def networks_of(args: argparse.Namespace) -> dict[str, str]:
+    """Which VAE and which teacher a training has, by their content."""
+    networks = {"vae": args.pretrained_vae} | ({} if args.prior == "none" else {"teacher": args.dino_model})
+    return {name: network_digest(path)[:16] for name, path in networks.items()}
 
 
 def open_caches(

@@ -267,9 +267,8 @@ class Trainer:
                 accelerator.unscale_gradients()
                 grad_norm = torch.nn.utils.get_total_norm([v.grad for v in parameters if v.grad is not None])
             grad_norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm
-            loss, mse = self.log.step_losses()[:2]
+            loss, mse = accelerator.reduce(self.log.step_losses()[:2], reduction="mean")
             is_bad = ~loss.isfinite() | ~(mse <= args.max_loss)
-            is_bad = accelerator.reduce(is_bad.float().reshape(1), reduction="sum")[0] > 0
             if accelerator.scaler is None:  # that of fp16 meets infinite gradients as a matter of course
                 is_bad = is_bad | ~grad_norm.isfinite()
 
@@ -325,7 +324,7 @@ class Trainer:
         if saved is None:
             where = "no checkpoint could be written"
         report = json.dumps({"step": last.step + 1, "clips": clips}, indent=1)
-        self._unless_the_disk_is_full(lambda: (self.output_dir / BAD_STEP).write_text(report))
+        self._unless_the_disk_is_full(BAD_STEP, lambda: (self.output_dir / BAD_STEP).write_text(report))
         raise BadStep(
             f"step {last.step + 1}: the loss or its gradient is not finite, or the noise error is above --max_loss "
             f"{self.args.max_loss:g}. Its clips: {'; '.join(clip['clip'] for clip in clips[:8])}"
@@ -359,7 +358,7 @@ class Trainer:
             values = self.log.flush(self.accelerator)  # the device catches up
             self.busy += time.perf_counter() - waited
             progress.set_postfix({name: f"{values[name]:.4f}" for name in ("mse", "vb", "prior") if name in values})
-            self.accelerator.log({**values, **self.speed(), "lr": self.lr_scheduler.get_last_lr()[0]}, step=step)
+            self._track({**values, **self.speed(), "lr": self.lr_scheduler.get_last_lr()[0]})
         if step % args.validation_steps == 0 or is_last:
             self._stop_if_bad()
             self._validate(progress)
@@ -392,15 +391,23 @@ class Trainer:
             weights, validate = self.sampling_weights(), self.validate
             folder = self.output_dir / "validation" / f"step-{self.step}"
             is_last = self.step == self.args.max_train_steps or self.early_stopping.should_stop
-            values |= self._unless_the_disk_is_full(lambda: validate(weights, folder, self.step, is_last)) or {}
-        self.accelerator.log(values, step=self.step)
+            written = self._unless_the_disk_is_full(
+                "validation", lambda: validate(weights, folder, self.step, is_last)
+            )
+            values |= written or {}
+        self._track(values)
 
-    def _unless_the_disk_is_full(self, write: Callable[[], T]) -> T | None:
+    def _track(self, values: dict[str, float]) -> None:
+        """Tells the trackers."""
+        if self.args.report_to != "none":
+            self._unless_the_disk_is_full("trackers", lambda: self.accelerator.log(values, step=self.step))
+
+    def _unless_the_disk_is_full(self, what: str, write: Callable[[], T]) -> T | None:
         """What the main process' `write` returns; where it cannot write, None and a message: the training goes on."""
         try:
             return by_main_process(self.accelerator, write)
         except OSError as error:
-            self.accelerator.print(f"step {self.step}: {error}; the training goes on.")
+            self.accelerator.print(f"step {self.step}: {what}: {error}; the training goes on.")
             return None
 
     @torch.no_grad()
@@ -454,6 +461,9 @@ class Trainer:
         names += ["antialias", "prior", "prior_weight", "use_ema", "ema_decay", "ema_warmup", "prediction_type"]
         names += ["zero_terminal_snr", "loss_weighting", "snr_gamma", "sigmoid_bias", "timestep_density", "logit_mean"]
         names += ["logit_std", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay"]
+        names += ["max_grad_norm", "max_grad_norm_start"]
+        if args.lr_scheduler not in ("constant", "constant_with_warmup"):
+            names.append("max_train_steps")  # the rate depends on it
         frames = json.dumps(self.dataset.num_frames_of_videos)
         return {
             "clips_per_step": self.clips_per_step,
@@ -485,8 +495,9 @@ class Trainer:
         if average is not None:
             tensors = dict(zip(self.trainable_names, average, strict=True))
             save_file(tensors, folder / "ema.safetensors", metadata={"format": "pt"})
-        if self.early_stopping.patience and self.early_stopping.best_step:
-            link_or_copy(self.output_dir / BEST_WEIGHTS, folder / BEST_WEIGHTS)
+        best = self.output_dir / BEST_WEIGHTS
+        if self.early_stopping.patience and best.exists():
+            link_or_copy(best, folder / BEST_WEIGHTS)
         save_file(baseline.state_dict(), folder / "gaussian_baseline.safetensors")
         state = {
             "facts": self.facts(),
@@ -517,6 +528,7 @@ class Trainer:
         # DeepSpeed's checkpoints hold the frozen weights too
         lacks_weights = self.is_partly_frozen and self.accelerator.distributed_type != DistributedType.DEEPSPEED
         self.accelerator.load_state(str(checkpoint), **({"strict": False} if lacks_weights else {}))
+        self.accelerator.step = 0  # of the micro-batches of a step, which may be others than before
         state = json.loads((checkpoint / RUN_FACTS).read_text())
         if self.ema is not None:
             average = load_file(checkpoint / "ema.safetensors")
@@ -549,7 +561,7 @@ class Trainer:
             with written_atomically(self.output_dir / BEST_WEIGHTS) as temporary:
                 save_file(weights, temporary, metadata={"format": "pt", "step": str(self.step)})
 
-        self._unless_the_disk_is_full(write)
+        self._unless_the_disk_is_full(BEST_WEIGHTS, write)
 
     def final_weights(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The weights to publish, those of the best evaluation where early stopping is on.
@@ -609,11 +621,10 @@ def summary(results: dict[str, Any]) -> str:
     if results.get("mse") is None:
         return "No step was taken."
     line = f"squared error {results['mse']:.4f}, mean of the last {results['averaged_steps']} steps"
-    if results["gaussian_mse"] is not None:
-        line += (
-            f": {results['mse'] / results['gaussian_mse']:.3f} x the {results['gaussian_mse']:.4f} of a per-position "
-            "Gaussian predictor on the same latents"
-        )
+    line += (
+        f": {results['mse'] / results['gaussian_mse']:.3f} x the {results['gaussian_mse']:.4f} of a per-position "
+        "Gaussian predictor on the same latents"
+    )
     if results["stopped_early"]:
         line += f"; stopped early, weights of step {results['weights_of_step']}"
     if results["skipped_steps"]:
