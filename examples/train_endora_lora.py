@@ -73,6 +73,8 @@ def main() -> None:
     output_dir = Path(args.output_dir)
     try:
         accelerator = make_accelerator(args)
+        if (output_dir / "model_index.json").exists():
+            raise ValueError(f"{output_dir} is a pipeline's folder: choose another --output_dir for the adapter.")
         # 1. The checkpoint to go on from
         resume_from = begin(args, accelerator, hub_token)
 

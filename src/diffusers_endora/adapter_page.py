@@ -6,17 +6,20 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 
 from .model_card import PIPELINE_TAG, Sample, is_edited, last_name, name_of, with_marker
 from .publication import (
     TRAINING_LOG,
     Publication,
+    chosen_license,
     find_sample,
     private_strings,
     published_text,
     read_text,
     read_training,
     refuse_private,
+    safetensors_metadata,
     stated_license,
     to_json,
     without_private,
@@ -72,6 +75,16 @@ def is_adapter_folder(folder: str | Path) -> bool:
     return (Path(folder) / ADAPTER_WEIGHTS).is_file() and not (Path(folder) / "model_index.json").exists()
 
 
+def check_adapter_file(path: Path) -> None:
+    """Raises a ValueError unless it is a whole safetensors file with an adapter's settings."""
+    try:
+        metadata = safetensors_metadata(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: is damaged or cut short ({error})") from error
+    if "lora_adapter_metadata" not in metadata:
+        raise ValueError(f"{path}: holds no settings of an adapter; expected what train_endora_lora.py writes")
+
+
 def prepare_adapter_publication(
     folder: str | Path,
     repo_id: str,
@@ -91,14 +104,15 @@ def prepare_adapter_publication(
         token: must not be in what is published; those of the environment must not be either.
 
     Raises:
-        ValueError: there is no adapter, or something holds a token or a local path.
+        ValueError: there is no adapter, or a damaged one, the card states another licence, or something holds a token
+            or a local path.
     """
     folder = Path(folder)
     training = read_training(folder)
     if training is None or not is_adapter_folder(folder):
         raise ValueError(f"{folder}: expected the folder of an adapter, with {ADAPTER_WEIGHTS} and training.json.")
     private = private_strings(folder, token, training)
-    license = license or training["arguments"].get("license")
+    check_adapter_file(folder / ADAPTER_WEIGHTS)
     training = without_private(training)
     publication = Publication(owned_folders=("samples",))
     files = publication.files
@@ -117,9 +131,13 @@ def prepare_adapter_publication(
         sample = Sample("samples/clip.mp4", "samples/contact_sheet.png", sample.step)
     card = folder / "README.md"
     text = read_text(card) if card.is_file() else None
-    if text is not None and is_edited(text) and not overwrite_card:
+    stated = None if text is None else stated_license(card, text)
+    is_by_hand = text is not None and is_edited(text) and not overwrite_card
+    if stated is None and not is_by_hand:
+        stated = training["arguments"].get("license")
+    license = chosen_license(folder, license, stated, training, None, is_by_hand)
+    if is_by_hand and text is not None:
         files["README.md"] = text.encode()
-        license = stated_license(card, text)
         publication.notes.append("README.md was written or edited by hand and is published as it is")
     else:
         try:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, FlowMatchEul
 from hub_server import TOKEN, HubServer
 from huggingface_hub import ModelCard
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from script_runs import EXAMPLES, as_flags, read_log, run_main, write_videos
 
 from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
@@ -268,12 +269,15 @@ def test_publishing_leaves_other_files_alone_and_no_local_path(material, trained
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with HubServer() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        names = {"README.md", ADAPTER_WEIGHTS, "training.json", "training_log.jsonl"}
         publication = prepare(trained[0], "me/adapter")
         publish_folder(trained[0], "me/adapter")
         with pytest.raises(ValueError, match="is an adapter's, whose card shows no report"):
             publish_folder(trained[0], "me/adapter", datasets=["me/colon"])
+        hub_options = {"push_to_hub": True, "hub_model_id": "me/trained", "max_train_steps": 1}
+        train(material, tmp_path / "pushed", **hub_options)
+        assert set(hub.repositories["me/trained"].files()) >= names
         files = hub.repositories["me/adapter"].files()
-    names = {"README.md", ADAPTER_WEIGHTS, "training.json", "training_log.jsonl"}
     assert set(publication.files) == names | {"samples/clip.mp4", "samples/contact_sheet.png"}
     assert files[ADAPTER_WEIGHTS] == (trained[0] / ADAPTER_WEIGHTS).read_bytes()
     for name, content in files.items():
@@ -281,6 +285,26 @@ def test_publishing_leaves_other_files_alone_and_no_local_path(material, trained
         assert material["base"].encode() not in content, name
     assert "cc-by-4.0" in files["README.md"].decode()
     assert publication.owned_folders == ("samples",)  # a pipeline in the same repository stays
+
+
+def test_an_adapter_is_checked_before_it_is_published(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "adapter")
+    with pytest.raises(ValueError, match="--license 'No Licence': expected the Hub's name"):
+        prepare(folder, "me/adapter", license="No Licence")
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("cc-by-4.0", "mit") + "By hand.\n")
+    with pytest.raises(ValueError, match=r"was edited by hand and states the licence mit, not apache-2\.0"):
+        prepare(folder, "me/adapter", license="apache-2.0")
+    assert (
+        b"license: apache-2.0" in prepare(folder, "me/adapter", "apache-2.0", overwrite_card=True).files["README.md"]
+    )
+    weights = folder / ADAPTER_WEIGHTS
+    save_file(load_file(weights), weights)
+    with pytest.raises(ValueError, match="holds no settings of an adapter"):
+        prepare(folder, "me/adapter")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is damaged or cut short"):
+        prepare(folder, "me/adapter")
 
 
 # What is refused

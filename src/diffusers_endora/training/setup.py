@@ -71,8 +71,11 @@ def begin(args: argparse.Namespace, accelerator: Accelerator, hub_token: str | N
         if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
             raise ValueError(f"--output_dir {output_dir}: cannot be made or written to.")
         checkpoint = None if name is None else find_checkpoint(output_dir, name)
-        if checkpoint is None or checkpoint.resolve().parent != output_dir.resolve():
+        if checkpoint is None or checkpoint.parent.resolve() != output_dir.resolve():
             refuse_used_folder(output_dir)
+        if checkpoint is None:
+            for left in ("training_log.jsonl", "best.safetensors", "bad_step.json"):  # by a training of no checkpoints
+                (output_dir / left).unlink(missing_ok=True)
         if args.push_to_hub:
             create_repository(args.hub_model_id, hub_token, args.hub_private or None)
         return checkpoint
@@ -81,14 +84,12 @@ def begin(args: argparse.Namespace, accelerator: Accelerator, hub_token: str | N
 
 
 def refuse_used_folder(output_dir: Path) -> None:
-    """Raises a ValueError where another training has left checkpoints; else removes what it left of its log."""
+    """Raises a ValueError where another training has left checkpoints."""
     if checkpoints := list_checkpoints(output_dir):
         raise ValueError(
             f"{output_dir} has the checkpoints of a training, up to {checkpoints[-1].name}: go on with it by "
             "--resume_from_checkpoint latest, or choose another --output_dir."
         )
-    for name in ("training_log.jsonl", "best.safetensors", "bad_step.json"):
-        (output_dir / name).unlink(missing_ok=True)
 
 
 def start_trackers(project: str, args: argparse.Namespace, accelerator: Accelerator) -> None:

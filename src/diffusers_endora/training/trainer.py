@@ -324,11 +324,13 @@ class Trainer:
         if saved is None:
             where = "no checkpoint could be written"
         report = json.dumps({"step": last.step + 1, "clips": clips}, indent=1)
-        self._unless_the_disk_is_full(BAD_STEP, lambda: (self.output_dir / BAD_STEP).write_text(report))
+        path = self.output_dir / BAD_STEP
+        is_written = self._unless_the_disk_is_full(BAD_STEP, lambda: path.write_text(report))
+        in_full = f" (all, with their errors, in {path})" if is_written else ""
         raise BadStep(
             f"step {last.step + 1}: the loss or its gradient is not finite, or the noise error is above --max_loss "
             f"{self.args.max_loss:g}. Its clips: {'; '.join(clip['clip'] for clip in clips[:8])}"
-            f"{' ...' if len(clips) > 8 else ''} (all, with their errors, in {self.output_dir / BAD_STEP}); {where}. "
+            f"{' ...' if len(clips) > 8 else ''}{in_full}; {where}. "
             "--resume_from_checkpoint latest goes on after it, --skip_bad_steps leaves such steps out."
         )
 
@@ -407,7 +409,7 @@ class Trainer:
         try:
             return by_main_process(self.accelerator, write)
         except OSError as error:
-            self.accelerator.print(f"step {self.step}: {what}: {error}; the training goes on.")
+            self.accelerator.print(f"step {self.step}: not written: {what}: {error}")
             return None
 
     @torch.no_grad()
@@ -513,10 +515,12 @@ class Trainer:
             raise ValueError(f"{checkpoint} has no {RUN_FACTS}: expected a checkpoint of this script.")
         earlier = json.loads((checkpoint / RUN_FACTS).read_text()).get("facts", {})
         facts = json.loads(json.dumps(self.facts()))
-        differing = [name for name in facts if earlier.get(name) != facts[name]]
+        differing = [name for name in facts if name in earlier and earlier[name] != facts[name]]
         if differing:
-            changes = ", ".join(f"{name} was {earlier.get(name)} and is {facts[name]}" for name in differing)
+            changes = ", ".join(f"{name} was {earlier[name]} and is {facts[name]}" for name in differing)
             raise ValueError(f"{checkpoint} is of another training: {changes}.")
+        if unknown := sorted(facts.keys() - earlier.keys()):  # of an earlier version of this package
+            self.accelerator.print(f"{checkpoint} does not say what these were, taken to be as now: {unknown}")
 
     def resume(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint.
@@ -547,7 +551,7 @@ class Trainer:
             if kept.exists():
                 self.output_dir.mkdir(parents=True, exist_ok=True)
                 link_or_copy(kept, self.output_dir / BEST_WEIGHTS)
-            if checkpoint.resolve().parent == self.output_dir.resolve():
+            if checkpoint.parent.resolve() == self.output_dir.resolve():
                 for path in set_aside_after(checkpoint):
                     self.accelerator.print(f"Set aside, as the training goes on from an earlier one: {path}")
 
