@@ -73,11 +73,11 @@ def begin(args: argparse.Namespace, accelerator: Accelerator, hub_token: str | N
         checkpoint = None if name is None else find_checkpoint(output_dir, name)
         if checkpoint is None or checkpoint.parent.resolve() != output_dir.resolve():
             refuse_used_folder(output_dir)
+        if args.push_to_hub:
+            create_repository(args.hub_model_id, hub_token, args.hub_private or None)
         if checkpoint is None:
             for left in ("training_log.jsonl", "best.safetensors", "bad_step.json"):  # by a training of no checkpoints
                 (output_dir / left).unlink(missing_ok=True)
-        if args.push_to_hub:
-            create_repository(args.hub_model_id, hub_token, args.hub_private or None)
         return checkpoint
 
     return by_main_process(accelerator, choose)
