@@ -88,8 +88,9 @@ class Phantom(CorpusBuilder):
             seed = config.seed + i
             label = CLASSES[seed % len(CLASSES)]
             video_id = f"{label}_{seed:06d}"
-            split = {8: "validation", 9: "test"}.get(seed % 10, "train")
-            videos.append(SourceVideo(video_id, Path(f"{video_id}.mp4"), split, f"seed {seed}", {"label": label}))
+            videos.append(
+                SourceVideo(video_id, Path(f"{video_id}.mp4"), split_of_seed(seed), f"seed {seed}", {"label": label})
+            )
         return CorpusFolder("rendered colons", videos)
 
     @classmethod
@@ -121,6 +122,11 @@ class Phantom(CorpusBuilder):
     def labels_of_row(cls, labels: dict[str, Any], row: Row, folder: Path) -> dict[str, Any]:
         with np.load((folder / row["file"]).with_suffix(".npz")) as truth:
             return labels | {name: truth[name] for name in _TRUTH}
+
+
+def split_of_seed(seed: int) -> str:
+    """`train`, `validation` or `test`: the split that the colon of a seed belongs to, in every corpus of phantoms."""
+    return {8: "validation", 9: "test"}.get(seed % 10, "train")
 
 
 def timed_frames(frames: np.ndarray) -> Iterator[VideoFrame]:

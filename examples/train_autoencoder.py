@@ -1,0 +1,192 @@
+"""Trains a small `AutoencoderKL` on the frames of videos, for `train_endora.py --pretrained_vae`.
+
+    python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir OUT \
+        --teacher TEACHER --sharpening_start 5000
+
+The loss is the absolute distance of pixels and the posterior's divergence; from `--sharpening_start` on also the
+distance of a ViT's tokens (`--teacher`, such as `train_teacher.py` makes) and a discriminator of patches.
+Three in four batches are crops of half the side, as many as cost what the whole frames of the fourth do. What is saved
+is the moving average of the weights. A killed training goes on from its latest checkpoint.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import ViTModel
+
+from diffusers_endora.data.contact_sheet import save_contact_sheet
+from diffusers_endora.data.frames import as_pixels, load_frames
+from diffusers_endora.files import replacing_entries
+from diffusers_endora.training.autoencoder_loss import (
+    PatchDiscriminator,
+    TokenDistance,
+    discriminator_loss,
+    peak_signal_to_noise_ratio,
+)
+from diffusers_endora.training.resumable_steps import resumable_steps
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--train_data_dir", required=True)
+    parser.add_argument("--validation_data_dir", help="held-out videos: their PSNR and a contact sheet are reported")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--resolution", type=int, default=128, help="side of the square frames, in pixels")
+    parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64, 96])
+    parser.add_argument("--latent_channels", type=int, default=4)
+    parser.add_argument("--teacher", help="folder or Hub id of the ViT whose tokens are compared")
+    parser.add_argument(
+        "--kl_weight", type=float, default=1e-6, help="of the divergence in nats, summed over a picture"
+    )
+    parser.add_argument("--token_weight", type=float, default=0.5)
+    parser.add_argument("--adversarial_weight", type=float, default=0.02)
+    parser.add_argument("--sharpening_start", type=int, help="step that tokens and discriminator come in at")
+    parser.add_argument("--train_batch_size", type=int, default=4, help="whole frames; of crops four times as many")
+    parser.add_argument("--max_train_steps", type=int, default=10_000)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--ema_decay", type=float, default=0.998)
+    parser.add_argument("--checkpointing_steps", type=int, default=500)
+    parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def draw_batch(frames: torch.Tensor, batch_size: int, is_whole: bool, generator: torch.Generator) -> torch.Tensor:
+    """Frames, or four times as many crops of half their side, some mirrored, in [-1, 1]."""
+    count = batch_size if is_whole else 4 * batch_size
+    chosen = torch.randint(len(frames), (count,), generator=generator)
+    side = frames.shape[-1] if is_whole else frames.shape[-1] // 2
+    corners = torch.randint(frames.shape[-1] - side + 1, (count, 2), generator=generator).tolist()
+    pixels = torch.stack(
+        [frames[i, :, y : y + side, x : x + side] for i, (y, x) in zip(chosen.tolist(), corners, strict=True)]
+    )
+    is_flipped = torch.rand(count, generator=generator) < 0.5
+    return as_pixels(torch.where(is_flipped[:, None, None, None], pixels.flip(-1), pixels))
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, frames: torch.Tensor) -> torch.Tensor:
+    """What the autoencoder makes of uint8 frames, in [-1, 1], from the mode of the posterior."""
+    return torch.cat(
+        [vae.decode(vae.encode(as_pixels(chunk)).latent_dist.mode()).sample for chunk in frames.split(16)]
+    )
+
+
+@torch.no_grad()
+def spread_of_latents(vae: AutoencoderKL, frames: torch.Tensor) -> float:
+    """Standard deviation of sampled latents."""
+    torch.manual_seed(0)
+    return torch.cat([vae.encode(as_pixels(chunk)).latent_dist.sample() for chunk in frames.split(16)]).std().item()
+
+
+def save(vae: AutoencoderKL, frames: torch.Tensor, held_out: torch.Tensor | None, args: argparse.Namespace) -> None:
+    """Writes the autoencoder, scaled for latents of unit variance, and what it does to held-out frames."""
+    vae.register_to_config(scaling_factor=1 / spread_of_latents(vae, frames[:: max(1, len(frames) // 512)]))
+    facts = {"arguments": {name: str(value) for name, value in vars(args).items()}}
+    with replacing_entries(args.output_dir) as folder:
+        vae.save_pretrained(folder)
+        if held_out is not None:
+            reconstruction = reconstruct(vae, held_out)
+            psnr = peak_signal_to_noise_ratio(reconstruction, as_pixels(held_out))
+            facts["held_out_psnr_db"] = {"mean": psnr.mean().item(), "worst": psnr.min().item()}
+            print(facts["held_out_psnr_db"])
+            pictures = [held_out[:10], ((reconstruction[:10].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)]
+            save_contact_sheet(
+                folder / "reconstruction.png", np.stack([rows.permute(0, 2, 3, 1).numpy() for rows in pictures])
+            )
+        (folder / "training.json").write_text(json.dumps(facts, indent=2))
+
+
+def main() -> None:
+    args = parse_args()
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    set_seed(args.seed)
+
+    # 1. Frames and networks
+    try:
+        frames, _ = load_frames(args.train_data_dir, args.resolution)
+        held_out = load_frames(args.validation_data_dir, args.resolution)[0] if args.validation_data_dir else None
+        token_distance = (
+            TokenDistance(ViTModel.from_pretrained(args.teacher, add_pooling_layer=False)) if args.teacher else None
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"train_autoencoder.py: error: {error}")
+    if held_out is not None:
+        held_out = held_out[:: max(1, len(held_out) // 256)]
+    depth = len(args.block_out_channels)
+    vae = AutoencoderKL(
+        block_out_channels=tuple(args.block_out_channels),
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        norm_num_groups=8,
+        latent_channels=args.latent_channels,
+        sample_size=args.resolution,
+    )
+    average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
+    discriminator = PatchDiscriminator()
+    optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=args.learning_rate, total_steps=args.max_train_steps, pct_start=0.05
+    )
+    judge = torch.optim.AdamW(discriminator.parameters(), lr=args.learning_rate / 2, betas=(0.5, 0.9), weight_decay=0)
+    vae, average, discriminator, optimizer, schedule, judge = accelerator.prepare(
+        vae, average, discriminator, optimizer, schedule, judge
+    )
+
+    # 2. The training
+    sums: dict[str, float] = defaultdict(float)
+    for step in resumable_steps(accelerator, args.output_dir, args.max_train_steps, args.checkpointing_steps):
+        generator = torch.Generator().manual_seed(args.seed * 2**32 + step)
+        torch.manual_seed(args.seed * 2**32 + step)  # of the posterior's samples
+        pixels = draw_batch(frames, args.train_batch_size, step % 4 == 3, generator)
+        is_sharpened = args.sharpening_start is not None and step >= args.sharpening_start
+        with accelerator.autocast():
+            posterior = vae.encode(pixels).latent_dist
+            reconstruction = vae.decode(posterior.sample()).sample
+            terms = {"l1": F.l1_loss(reconstruction, pixels)}
+            terms["kl"] = args.kl_weight * posterior.kl().mean()
+            if is_sharpened:
+                discriminator.requires_grad_(False)
+                terms["adversarial"] = -args.adversarial_weight * discriminator(reconstruction).mean()
+            if is_sharpened and token_distance is not None:
+                terms["tokens"] = args.token_weight * token_distance(reconstruction, pixels, generator)
+        accelerator.backward(torch.stack(list(terms.values())).sum())
+        accelerator.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        accelerator.unwrap_model(average).update_parameters(vae)
+        if is_sharpened:
+            discriminator.requires_grad_(True)
+            with accelerator.autocast():
+                scores = discriminator(pixels), discriminator(reconstruction.detach())
+                terms["discriminator"] = discriminator_loss(*scores)
+            accelerator.backward(terms["discriminator"])
+            judge.step()
+            judge.zero_grad()
+
+        for name, term in terms.items():
+            sums[name] += term.item()
+        if (step + 1) % 100 == 0:
+            accelerator.print(f"step {step + 1}: " + ", ".join(f"{name} {sums[name] / 100:.4f}" for name in sums))
+            sums.clear()
+        if (step + 1) % args.checkpointing_steps == 0:
+            save(accelerator.unwrap_model(average).module.eval(), frames, held_out, args)
+
+    # 3. The moving average is the result
+    save(accelerator.unwrap_model(average).module.eval(), frames, held_out, args)
+    print(f"Autoencoder: {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Trains a small ViT by DINO's self-distillation on the frames of videos: a teacher for the prior, made at home.
+
+    python examples/train_teacher.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir OUT
+
+The result is a `transformers` ViT/8 that `--dino_model OUT` takes. It is no substitute for DINO's own weights where
+those can be had (`facebook/dino-vits8`): it is small and has seen nothing but these videos. Where the videos lie in a
+folder per class, the accuracy of its nearest neighbours on held-out frames stands beside that of an untrained ViT and
+of the bare pixels. A killed training goes on from its latest checkpoint.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import ViTConfig, ViTModel
+
+from diffusers_endora.data.frames import as_pixels, load_frames
+from diffusers_endora.files import replacing_entries
+from diffusers_endora.training.resumable_steps import resumable_steps
+from diffusers_endora.training.self_distillation import SelfDistillation, nearest_neighbour_accuracy, random_views
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--train_data_dir", required=True)
+    parser.add_argument("--validation_data_dir", help="held-out videos, in the same folders of classes")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--resolution", type=int, default=128, help="side of the square frames, in pixels")
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--num_layers", type=int, default=12)
+    parser.add_argument("--num_heads", type=int, default=3)
+    parser.add_argument("--num_small_views", type=int, default=4)
+    parser.add_argument("--train_batch_size", type=int, default=32)
+    parser.add_argument("--max_train_steps", type=int, default=2000)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--checkpointing_steps", type=int, default=250)
+    parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def accuracy(vit: ViTModel | None, known: list, asked: list) -> float:
+    """Of nearest neighbours by [CLS]; without a network by pixels, at 16x16."""
+
+    @torch.no_grad()
+    def features(frames: torch.Tensor) -> torch.Tensor:
+        pixels = (as_pixels(chunk) for chunk in frames.split(64))
+        if vit is None:
+            return torch.cat([F.adaptive_avg_pool2d(chunk, 16).flatten(1) for chunk in pixels])
+        return torch.cat([vit(chunk, interpolate_pos_encoding=True).last_hidden_state[:, 0] for chunk in pixels])
+
+    return nearest_neighbour_accuracy(features(known[0]), known[1], features(asked[0]), asked[1])
+
+
+def main() -> None:
+    args = parse_args()
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    set_seed(args.seed)
+
+    # 1. Frames and networks
+    try:
+        frames, classes = load_frames(args.train_data_dir, args.resolution)
+        held_out = load_frames(args.validation_data_dir, args.resolution) if args.validation_data_dir else None
+    except ValueError as error:
+        sys.exit(f"train_teacher.py: error: {error}")
+    config = ViTConfig(
+        hidden_size=args.width,
+        num_hidden_layers=args.num_layers,
+        num_attention_heads=args.num_heads,
+        intermediate_size=4 * args.width,
+        image_size=args.resolution,
+        patch_size=8,
+    )
+    untrained = ViTModel(config, add_pooling_layer=False).eval()
+    model = SelfDistillation(ViTModel(config, add_pooling_layer=False))
+    model.teacher.eval()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, weight_decay=0.04)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1
+    )
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+
+    # 2. Self-distillation: two large views of each frame, and some small ones
+    large, small = 3 * args.resolution // 4 // 8 * 8, 3 * args.resolution // 8 // 8 * 8
+    for step in resumable_steps(accelerator, args.output_dir, args.max_train_steps, args.checkpointing_steps):
+        generator = torch.Generator().manual_seed(args.seed * 2**32 + step)
+        chosen = torch.randint(len(frames), (args.train_batch_size,), generator=generator)
+        pixels = as_pixels(frames[chosen])
+        large_views = [random_views(pixels, large, (0.4, 1.0), generator) for _ in range(2)]
+        small_views = [random_views(pixels, small, (0.05, 0.4), generator) for _ in range(args.num_small_views)]
+        with accelerator.autocast():
+            loss, entropy = model(large_views, small_views)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(trained, 3.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        accelerator.unwrap_model(model).update_teacher(step / args.max_train_steps)
+        if step % 50 == 0:
+            accelerator.print(f"step {step}: loss {loss.item():.3f}, entropy of the teacher {entropy.item():.3f}")
+
+    # 3. The teacher, and how well it tells classes apart
+    vit = accelerator.unwrap_model(model).teacher.eval()
+    facts = {"arguments": {name: str(value) for name, value in vars(args).items()}}
+    if held_out is not None and any(classes):
+        names = sorted({*classes, *held_out[1]})
+        known, asked = (
+            (some_frames[::stride], torch.tensor([names.index(name) for name in some_classes])[::stride])
+            for some_frames, some_classes, stride in ((frames, classes, 8), (*held_out, 2))
+        )
+        networks = {"teacher": vit, "untrained": untrained, "pixels": None}
+        facts["nearest_neighbour_accuracy"] = {name: accuracy(net, known, asked) for name, net in networks.items()}
+        print(facts["nearest_neighbour_accuracy"])
+    with replacing_entries(args.output_dir) as folder:
+        vit.save_pretrained(folder)
+        (folder / "training.json").write_text(json.dumps(facts, indent=2))
+    print(f"Teacher: {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

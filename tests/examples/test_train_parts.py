@@ -1,0 +1,97 @@
+"""The examples that make the parts of a model: teacher and autoencoder."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from script_runs import EXAMPLES, run_main
+from transformers import ViTModel
+
+from diffusers_endora.data.phantom import render_phantom_clip
+from diffusers_endora.data.video_io import read_frames
+from diffusers_endora.models.autoencoder import load_vae
+from diffusers_endora.training.dino_prior import DinoPrior
+
+
+def run(script, **options):
+    flags = [part for name, value in options.items() for part in (f"--{name}", *str(value).split())]
+    run_main(EXAMPLES / script, flags)
+
+
+def weights(network):
+    return torch.cat([value.flatten().float() for value in network.state_dict().values()])
+
+
+def test_train_teacher_and_resume(material, tmp_path):
+    options = {
+        "train_data_dir": material["videos"],
+        "validation_data_dir": material["videos"],
+        "resolution": 32,
+        "width": 16,
+        "num_heads": 2,
+        "num_layers": 12,
+        "train_batch_size": 4,
+        "max_train_steps": 4,
+        "checkpointing_steps": 2,
+    }
+    run("train_teacher.py", output_dir=tmp_path / "whole", **options)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    run("train_teacher.py", output_dir=tmp_path / "resumed", **options)
+    whole, resumed = (
+        ViTModel.from_pretrained(tmp_path / name, add_pooling_layer=False) for name in ("whole", "resumed")
+    )
+    assert torch.equal(weights(whole), weights(resumed))
+    facts = json.loads((tmp_path / "whole" / "training.json").read_text())
+    assert facts["nearest_neighbour_accuracy"].keys() == {"teacher", "untrained", "pixels"}
+    prior = DinoPrior.from_pretrained(tmp_path / "whole", num_layers=4, student_width=16)
+    assert prior.extract(torch.zeros(1, 2, 3, 32, 32))[0].shape == (1, 2, 16, 16)
+
+
+def test_train_autoencoder_and_resume(material, tmp_path, capsys):
+    options = {
+        "train_data_dir": material["videos"],
+        "validation_data_dir": material["videos"],
+        "resolution": 32,
+        "block_out_channels": "8 16",
+        "teacher": material["teacher"],
+        "sharpening_start": 3,
+        "train_batch_size": 1,
+        "max_train_steps": 4,
+        "checkpointing_steps": 2,
+    }
+    # a crop of 16 pixels is too small for a discriminator of patches
+    options["resolution"] = 64
+    run("train_autoencoder.py", output_dir=tmp_path / "whole", **options)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    run("train_autoencoder.py", output_dir=tmp_path / "resumed", **options)
+    whole, resumed = (load_vae(tmp_path / name) for name in ("whole", "resumed"))
+    assert torch.equal(weights(whole), weights(resumed))
+    with torch.no_grad():
+        latents = whole.encode(torch.rand(8, 3, 64, 64) * 2 - 1).latent_dist.mode()
+    assert latents.shape == (8, 4, 32, 32)
+    assert whole.config.scaling_factor != 0.18215
+    assert json.loads((tmp_path / "whole" / "training.json").read_text())["held_out_psnr_db"]["mean"] > 0
+    assert (tmp_path / "whole" / "reconstruction.png").exists()
+
+
+@pytest.mark.parametrize("script", ["train_teacher.py", "train_autoencoder.py"])
+def test_no_videos(script, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*there is none"):
+        run(script, train_data_dir=tmp_path / "absent", output_dir=tmp_path / "out")
+
+
+def test_render_phantom_takes_the_seeds_of_a_split(tmp_path):
+    options = ["--split", "test", "--num_frames", "2", "--size", "16", "--num_processes", "1"]
+    command = [sys.executable, str(EXAMPLES / "render_phantom.py"), "--output_dir", str(tmp_path), *options]
+    subprocess.run([*command, "--num_videos", "2"], check=True)
+    paths = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.mp4"))
+    assert paths == ["lumen/lumen_000009.mp4", "polyp/polyp_000019.mp4"]
+    stamp = (tmp_path / paths[0]).stat().st_mtime_ns
+    subprocess.run([*command, "--num_videos", "3"], check=True)
+    assert len(list(tmp_path.rglob("*.mp4"))) == 3
+    assert (tmp_path / paths[0]).stat().st_mtime_ns == stamp  # it stays
+    frames = render_phantom_clip(9, 2, 16, 16, polyp=False, instrument=False).frames
+    assert abs(read_frames(tmp_path / paths[0], range(2)).astype(int) - frames).mean() < 10
