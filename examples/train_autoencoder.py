@@ -14,6 +14,7 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def spread_of_latents(vae: AutoencoderKL, frames: torch.Tensor) -> float:
 def save(vae: AutoencoderKL, frames: torch.Tensor, held_out: torch.Tensor | None, args: argparse.Namespace) -> None:
     """Writes the autoencoder, scaled for latents of unit variance, and what it does to held-out frames."""
     vae.register_to_config(scaling_factor=1 / spread_of_latents(vae, frames[:: max(1, len(frames) // 512)]))
-    facts = {"arguments": {name: str(value) for name, value in vars(args).items()}}
+    facts: dict[str, Any] = {"arguments": {name: str(value) for name, value in vars(args).items()}}
     with replacing_entries(args.output_dir) as folder:
         vae.save_pretrained(folder)
         if held_out is not None:

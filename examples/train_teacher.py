@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def accuracy(vit: ViTModel | None, known: list, asked: list) -> float:
+Frames = tuple[torch.Tensor, torch.Tensor]  # uint8 (N, 3, H, W) and their classes (N,)
+
+
+def accuracy(vit: ViTModel | None, known: Frames, asked: Frames) -> float:
     """Of nearest neighbours by [CLS]; without a network by pixels, at 16x16."""
 
     @torch.no_grad()
@@ -107,7 +111,7 @@ def main() -> None:
 
     # 3. The teacher, and how well it tells classes apart
     vit = accelerator.unwrap_model(model).teacher.eval()
-    facts = {"arguments": {name: str(value) for name, value in vars(args).items()}}
+    facts: dict[str, Any] = {"arguments": {name: str(value) for name, value in vars(args).items()}}
     if held_out is not None and any(classes):
         names = sorted({*classes, *held_out[1]})
         known, asked = (

@@ -24,7 +24,7 @@ from diffusers_endora import (
     save_original_checkpoint,
 )
 from diffusers_endora.data.provenance import mark_as_synthetic
-from diffusers_endora.data.video_io import read_frames, read_video_info
+from diffusers_endora.data.video_io import read_frames, read_video_info, write_video
 from diffusers_endora.models.original_checkpoint import OriginalExtras
 
 
@@ -300,6 +300,31 @@ def test_generated_pixels_are_those_of_the_pipeline(endora, model_folder, tmp_pa
     expected = pipeline(num_inference_steps=2, generator=generator, return_dict=False, **sizes)[0][0]
     written = read_frames(tmp_path / "clips/clip_0000", range(2))
     assert np.array_equal(written, np.stack([np.asarray(frame) for frame in expected]))
+
+
+def test_generate_from_given_frames(endora, refused, model_folder, tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pictures[0]).save(tmp_path / "first.png")
+    write_video(tmp_path / "clip.mkv", pictures, fps=8, codec="ffv1")
+    options = ("--num_inference_steps", 2, "--format", "png")
+    given = ("--image", tmp_path / "first.png", "--num_frames", 6, "--window_overlap", 1)
+    assert endora("generate", model_folder, "--output", tmp_path / "begun", *options, *given)[0] == 0
+    given = ("--video", tmp_path / "clip.mkv", "--strength", 0.5)
+    assert endora("generate", model_folder, "--output", tmp_path / "varied", *options, *given)[0] == 0
+
+    pipeline = EndoraPipeline.from_pretrained(model_folder)
+    common = {"num_inference_steps": 2, "return_dict": False}
+    for name, arguments in (
+        ("begun", {"image": pictures[0], "num_frames": 6, "window_overlap": 1}),
+        ("varied", {"video": pictures, "strength": 0.5}),
+    ):
+        expected = pipeline(generator=torch.Generator().manual_seed(0), **common, **arguments)[0][0]
+        written = read_frames(tmp_path / name / "clip_0000", range(len(expected))).astype(int)
+        assert np.abs(written - np.stack([np.asarray(frame) for frame in expected])).max() <= 1
+    line = refused("generate", model_folder, "--output", tmp_path / "c", *options, *given, "--num_frames", 5)
+    assert "has 4 frames; expected at least 5" in line
+    line = refused("generate", model_folder, "--output", tmp_path / "c", *options, "--image", tmp_path / "none.png")
+    assert "none.png" in line
 
 
 def test_the_visible_mark_is_in_clips_and_contact_sheet(endora, refused, model_folder, tmp_path):

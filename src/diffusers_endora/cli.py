@@ -90,6 +90,17 @@ def generate(
     ] = None,
     height: Annotated[int | None, typer.Option("--height", min=1, help="Pixels. Without it, as trained.")] = None,
     width: Annotated[int | None, typer.Option("--width", min=1, help="Pixels. Without it, as trained.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="Image that the clips begin with.")] = None,
+    last_image: Annotated[Path | None, typer.Option("--last_image", help="Image that the clips end with.")] = None,
+    video: Annotated[Path | None, typer.Option("--video", help="Video whose first frames the clips vary.")] = None,
+    strength: Annotated[float, typer.Option("--strength", help="Of the variation of --video, 0 to 1.")] = 0.6,
+    window_overlap: Annotated[
+        int | None,
+        typer.Option(
+            "--window_overlap",
+            help="For a --num_frames beyond the training's: generate by windows that share so many frames.",
+        ),
+    ] = None,
     fps: Annotated[float, typer.Option("--fps", help="Frames per second of the files.")] = 8.0,
     file_format: Annotated[
         Literal["mp4", "ffv1", "png"],
@@ -116,6 +127,7 @@ def generate(
     Example:
         endora generate my-endora --output clips --num_clips 8 --batch_size 4 --seed 0
         endora generate my-endora --output clips --scheduler dpmsolver++ --num_inference_steps 25
+        endora generate my-endora --output clips --image first.png --num_frames 64 --window_overlap 8
     """
     arguments = dict(locals())  # before anything else becomes local
     if not (math.isfinite(fps) and fps > 0):
@@ -154,6 +166,7 @@ def generate(
     pipeline = EndoraPipeline.from_pretrained(folder, dtype=getattr(torch, dtype)).to(target)
     pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)
     model_hash = hash_of_weights(folder)
+    given = read_given_frames(pipeline, image, last_image, video, num_frames, height, width)
     if visible_mark:
         trained = np.broadcast_to(pipeline.transformer.config.sample_size, 2) * pipeline.vae_scale_factor
         size = (height or trained[0], width or trained[1])
@@ -177,6 +190,9 @@ def generate(
             guidance_scale=guidance_scale,
             generator=[torch.Generator().manual_seed(clip_seed) for clip_seed in seeds],
             output_type="np",
+            strength=strength,
+            window_overlap=window_overlap,
+            **given,
         ).frames
         output.mkdir(parents=True, exist_ok=True)
         for clip, clip_seed in zip(as_uint8(frames, dtype), seeds, strict=True):
@@ -218,6 +234,37 @@ def generate(
         json.dumps(record, indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8"
     )
     typer.echo(f"{output}: {num_clips} {'clip' if num_clips == 1 else 'clips'}, contact_sheet.png, generation.json")
+
+
+def read_given_frames(
+    pipeline: Any,
+    image: Path | None,
+    last_image: Path | None,
+    video: Path | None,
+    num_frames: int | None,
+    height: int | None,
+    width: int | None,
+) -> dict[str, Any]:
+    """The arguments of the pipeline for given frames, scaled and cropped to its clips as training clips are."""
+    from .data.clips import resize_and_crop_clip, resize_and_crop_image
+    from .data.video_io import read_frames, read_image, read_video_info
+
+    sample_size, factor = pipeline.transformer.config.sample_size, pipeline.vae_scale_factor
+    trained = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    size = (height or trained[0] * factor, width or trained[1] * factor)
+    given = {}
+    for name, path in {"image": image, "last_image": last_image}.items():
+        if path is not None:
+            given[name] = resize_and_crop_image(read_image(path), *size) / 2 + 0.5
+    if video is not None:
+        count = num_frames or pipeline.transformer.config.num_frames
+        found = read_video_info(video).num_frames
+        if found < count:
+            raise ValueError(
+                f"--video {video}: has {found} frames; expected at least {count}, or a smaller --num_frames."
+            )
+        given["video"] = resize_and_crop_clip(read_frames(video, range(count)), *size) / 2 + 0.5
+    return given
 
 
 @app.command()

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -138,6 +140,8 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
         decode_chunk_size: int | None,
+        strength: float = 1.0,
+        window_overlap: int | None = None,
     ) -> None:
         """Raises a ValueError of one sentence for the first argument of `__call__` that does not fit."""
         counts = {"batch_size": batch_size, "num_frames": num_frames, "num_inference_steps": num_inference_steps}
@@ -210,6 +214,15 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 raise ValueError(f"latents has shape {tuple(latents.shape)}: expected {expected}.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f'output_type="{output_type}": expected "pil", "np", "pt" or "latent".')
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength={strength}: expected more than 0 and at most 1.")
+        if window_overlap is not None and not (
+            isinstance(window_overlap, int) and 1 <= window_overlap < config.num_frames
+        ):
+            raise ValueError(
+                f"window_overlap={window_overlap}: expected 1 to {config.num_frames - 1} frames, as a window has "
+                f"{config.num_frames}."
+            )
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -329,9 +342,9 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 scheduler.register_to_config(**{setting: False})
 
     def prepare_timesteps(
-        self, num_inference_steps: int, timesteps: list[int] | None, device: torch.device
+        self, num_inference_steps: int, timesteps: list[int] | None, device: torch.device, strength: float = 1.0
     ) -> torch.Tensor:
-        """The scheduler's timesteps, noisiest first; a ValueError names a scheduler that cannot take so many."""
+        """The scheduler's timesteps, noisiest first, or the last `strength` of them; a ValueError if it cannot."""
         name = type(self.scheduler).__name__
         try:
             if timesteps is not None:
@@ -341,9 +354,133 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         except (IndexError, ValueError) as error:
             given = f"{num_inference_steps=}" if timesteps is None else f"{timesteps=}"
             raise ValueError(f"{given} does not suit {name}: {error}") from error
-        if not self.scheduler.timesteps.isfinite().all():
+        steps = self.scheduler.timesteps
+        if not steps.isfinite().all():
             raise ValueError(f"{num_inference_steps=} does not suit {name}: its timesteps are not finite; take more.")
-        return self.scheduler.timesteps
+        if strength < 1:
+            order = getattr(self.scheduler, "order", 1)
+            num_steps = len(steps) // order
+            skipped = (num_steps - int(num_steps * strength)) * order
+            if skipped >= len(steps):
+                raise ValueError(f"strength={strength} of {num_steps} steps leaves none: expected more of either.")
+            if hasattr(self.scheduler, "set_begin_index"):
+                self.scheduler.set_begin_index(skipped)
+            steps = steps[skipped:]
+        return steps
+
+    def prepare_frames(self, name: str, frames: Any, batch_size: int, height: int, width: int) -> torch.Tensor:
+        """Given frames as pixels `(B, F, 3, H, W)` in [-1, 1]; a ValueError names the argument that they came by.
+
+        PIL images of the clip's proportions are resized; arrays and tensors have to be of its size.
+        """
+        if isinstance(frames, PIL.Image.Image):
+            frames = [frames]
+        if isinstance(frames, list) and frames and all(isinstance(frame, PIL.Image.Image) for frame in frames):
+            sizes = {frame.size for frame in frames}
+            if len(sizes) > 1 or any(w * height != h * width for w, h in sizes):
+                raise ValueError(
+                    f"{name} has images of {sorted(sizes)} pixels: expected all of one size, of the proportions of "
+                    f"{width}x{height}."
+                )
+            resized = [frame.convert("RGB").resize((width, height), PIL.Image.Resampling.LANCZOS) for frame in frames]
+            frames = np.stack([np.asarray(frame) for frame in resized])
+        if isinstance(frames, np.ndarray) and frames.ndim in (3, 4, 5):
+            frames = torch.from_numpy(frames).movedim(-1, -3)
+        if not isinstance(frames, torch.Tensor) or frames.ndim not in (3, 4, 5):
+            raise ValueError(
+                f"{name} is a {type(frames).__name__}: expected PIL images, an array (frames, height, width, 3) or a "
+                "tensor (frames, 3, height, width), for all clips or with the batch before."
+            )
+        frames = frames[(None,) * (5 - frames.ndim)]
+        if frames.shape[2:] != (3, height, width) or frames.shape[0] not in (1, batch_size):
+            raise ValueError(
+                f"{name} has shape {tuple(frames.shape)} as (batch, frames, channels, height, width): expected 3 "
+                f"channels of {height}x{width} pixels, for 1 clip or {batch_size}."
+            )
+        pixels = frames / 255 if frames.dtype == torch.uint8 else frames.float()
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(
+                f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}: expected uint8 or floats in [0, 1]."
+            )
+        return (pixels * 2 - 1).expand(batch_size, -1, -1, -1, -1)
+
+    def encode_frames(self, pixels: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
+        """Pixels `(B, F, 3, H, W)` in [-1, 1] to latents `(B, C, F, h, w)` in float32: the mode of the posterior."""
+        chunks = pixels.flatten(0, 1).to(self._execution_device, self.vae.dtype).split(chunk_size or 4)
+        encoded = [self.vae.encode(chunk) for chunk in chunks]
+        latents = torch.cat(
+            [code.latent_dist.mode() if hasattr(code, "latent_dist") else code.latents for code in encoded]
+        )
+        latents = latents.float() - (getattr(self.vae.config, "shift_factor", None) or 0.0)
+        return (latents * self.vae.config.scaling_factor).unflatten(0, pixels.shape[:2]).transpose(1, 2)
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Latents as the scheduler has them at a timestep of its schedule."""
+        if hasattr(self.scheduler, "scale_noise"):
+            return self.scheduler.scale_noise(latents, timestep.reshape(1), noise)
+        if not hasattr(self.scheduler, "add_noise"):
+            raise ValueError(
+                f"{type(self.scheduler).__name__} cannot add noise to given frames: take another scheduler."
+            )
+        return self.scheduler.add_noise(latents, noise, timestep.reshape(1))
+
+    def predict(
+        self,
+        model_input: torch.Tensor,
+        context: str,
+        timestep: torch.Tensor,
+        labels: Any,
+        null_labels: Any,
+        attention_kwargs: dict[str, Any] | None,
+    ) -> torch.Tensor:
+        """What the transformer predicts of scaled latents `(B, C, F, h, w)`, guided, with the conditional variance.
+
+        `context` names the memory of caches: calls of one name are successive steps of the same frames.
+        """
+        guided = self.do_classifier_free_guidance and labels is not None and null_labels is not None
+        # the unconditional half of the batch first
+        if guided:
+            model_input = torch.cat([model_input, model_input])
+            labels = torch.cat([null_labels, labels])
+        with self.transformer.cache_context(f"{context}_uncond" if guided else context):
+            prediction = self.transformer(
+                hidden_states=model_input.to(self.transformer.dtype),
+                timestep=timestep.expand(model_input.shape[0]),
+                class_labels=labels,
+                attention_kwargs=attention_kwargs,
+                return_dict=False,
+            )[0].float()
+        if guided:
+            channels = model_input.shape[1]
+            uncond, prediction = prediction.chunk(2)
+            uncond, cond, variance = uncond[:, :channels], prediction[:, :channels], prediction[:, channels:]
+            prediction = torch.cat([uncond + self.guidance_scale * (cond - uncond), variance], dim=1)
+        return prediction
+
+    def predict_by_windows(self, model_input: torch.Tensor, windows: list[slice], *conditions: Any) -> torch.Tensor:
+        """The predictions of windows, averaged; a frame weighs less the nearer it is to an end of its window."""
+        shape = model_input.shape
+        total = model_input.new_zeros(shape[0], self.transformer.config.out_channels, *shape[2:])
+        weights = model_input.new_zeros(shape[2], 1, 1)
+        for i, window in enumerate(windows):
+            prediction = self.predict(model_input[:, :, window], f"cond_{i}", *conditions)
+            length = prediction.shape[2]
+            ramp = torch.arange(1, length + 1, device=prediction.device)
+            weight = torch.minimum(ramp, ramp.flip(0)).float()[:, None, None]
+            total[:, :, window] += prediction * weight
+            weights[window] += weight
+        return total / weights
+
+    def windows(self, num_frames: int, overlap: int | None) -> list[slice]:
+        """Parts of the clip that the transformer sees at a time: all of it, or windows as long as its training clips.
+
+        Neighbours share `overlap` frames, the last two perhaps more.
+        """
+        length = self.transformer.config.num_frames
+        if overlap is None or num_frames <= length:
+            return [slice(0, num_frames)]
+        starts = [*range(0, num_frames - length, length - overlap), num_frames - length]
+        return [slice(start, start + length) for start in starts]
 
     def prepare_latents(
         self,
@@ -396,6 +533,11 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
         decode_chunk_size: int | None = None,
         attention_kwargs: dict[str, Any] | None = None,
+        image: Any = None,
+        last_image: Any = None,
+        video: Any = None,
+        strength: float = 0.6,
+        window_overlap: int | None = None,
     ) -> EndoraPipelineOutput | tuple:
         """Generates clips.
 
@@ -419,6 +561,20 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             callback_on_step_end_tensor_inputs: names of the tensors that the callback gets; only "latents" exists.
             decode_chunk_size: frames decoded at a time, 4 by default; changes memory, not results.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
+            image: the clip's first frame; `last_image`: its last. A PIL image, an array `(H, W, 3)` or a tensor
+                `(3, H, W)`, uint8 or in [0, 1], for all clips or with the batch before. At every step the latents of
+                these frames are replaced by their own with the noise of that step (Song et al. 2021,
+                https://arxiv.org/abs/2011.13456, appendix I.2), which the other frames follow through temporal
+                attention. Needs no training.
+            last_image: see `image`; both give what lies in between.
+            video: a clip to vary: PIL images, an array `(F, H, W, 3)` or a tensor `(F, 3, H, W)`, as above. It is
+                noised to `strength` of the way and denoised from there (SDEdit, Meng et al. 2022,
+                https://arxiv.org/abs/2108.01073). `num_frames` is its length.
+            strength: of the variation, in (0, 1]; 1 keeps nothing of `video`. That part of the steps is made.
+            window_overlap: for clips longer than the transformer was trained at: it sees windows of that length, of
+                which neighbours share so many frames; there its predictions are averaged, each weighing less towards
+                the ends of its window (MultiDiffusion, Bar-Tal et al. 2023, https://arxiv.org/abs/2302.08113, along
+                time). None lets it see all frames at once.
 
         Returns:
             `EndoraPipelineOutput`, or `(frames,)`.
@@ -429,13 +585,16 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         # 1. Defaults and checks
         sample_size = self.transformer.config.sample_size
         sample_height, sample_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-        num_frames = self.transformer.config.num_frames if num_frames is None else num_frames
         height = sample_height * self.vae_scale_factor if height is None else height
         width = sample_width * self.vae_scale_factor if width is None else width
         if class_labels is not None:
             labels = torch.as_tensor(class_labels)
             class_labels = labels.flatten().tolist() * (batch_size if labels.ndim == 0 else 1)
             batch_size = len(class_labels) if batch_size == 1 else batch_size
+        if num_frames is None and video is not None and hasattr(video, "__len__"):
+            is_batched = getattr(video, "ndim", 4) == 5
+            num_frames = video.shape[1] if is_batched else len(video)
+        num_frames = self.transformer.config.num_frames if num_frames is None else num_frames
         self.prepare_scheduler()
         self.check_inputs(
             batch_size,
@@ -451,14 +610,29 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             output_type,
             list(callback_on_step_end_tensor_inputs),
             decode_chunk_size,
+            strength,
+            window_overlap,
         )
+        given = {"image": image, "last_image": last_image, "video": video}
+        given = {
+            name: self.prepare_frames(name, frames, batch_size, height, width)
+            for name, frames in given.items()
+            if frames is not None
+        }
+        if "last_image" in given and num_frames == 1:
+            raise ValueError("last_image with num_frames=1: expected image alone, or more frames.")
+        for name, pixels in given.items():
+            expected = num_frames if name == "video" else 1
+            if pixels.shape[1] != expected:
+                raise ValueError(f"{name} has {pixels.shape[1]} frames: expected {expected}.")
         self._guidance_scale = guidance_scale
         self._current_timestep = None
         self._interrupt = False
         device = self._execution_device
 
         # 2. Timesteps
-        steps = self.prepare_timesteps(num_inference_steps, timesteps, device)
+        strength = strength if video is not None else 1.0
+        steps = self.prepare_timesteps(num_inference_steps, timesteps, device, strength)
         self._num_timesteps = len(steps)
         step_kwargs = {}
         if "generator" in inspect.signature(type(self.scheduler).step).parameters:
@@ -467,7 +641,15 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         # 3. Starting noise and labels
         channels = self.transformer.config.in_channels
         shape = (batch_size, channels, num_frames, height // self.vae_scale_factor, width // self.vae_scale_factor)
-        latents = self.prepare_latents(shape, device, generator, latents)
+        noise = latents = self.prepare_latents(shape, device, generator, latents)
+        codes = {name: self.encode_frames(pixels, decode_chunk_size) for name, pixels in given.items()}
+        places = {"image": 0, "last_image": num_frames - 1}
+        known = {places[name]: code for name, code in codes.items() if name in places}
+        if codes:
+            noise = latents / getattr(self.scheduler, "init_noise_sigma", 1.0)
+        if strength < 1:
+            latents = self.add_noise(codes["video"], noise, steps[0])
+        windows = self.windows(num_frames, window_overlap)
         labels, null_labels = self.prepare_labels(class_labels, batch_size, device)
         wants_variance = getattr(self.scheduler.config, "variance_type", None) in ("learned", "learned_range")
         scale_model_input = getattr(self.scheduler, "scale_model_input", lambda latents, timestep: latents)
@@ -479,26 +661,22 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     continue
                 self._current_timestep = timestep
 
-                # 4.1 Prediction and variance, the unconditional half of the batch first
-                guided = self.do_classifier_free_guidance and labels is not None and null_labels is not None
+                # 4.1 Frames that are given, with the noise of this step; not halfway through a step of second order
+                for frame, code in known.items() if getattr(self.scheduler, "state_in_first_order", True) else ():
+                    part = slice(frame, frame + 1)
+                    latents[:, :, part] = self.add_noise(code, noise[:, :, part], timestep)
+
+                # 4.2 Prediction and variance, window by window
                 model_input = scale_model_input(latents, timestep)
-                model_input = torch.cat([model_input, model_input]) if guided else model_input
-                with self.transformer.cache_context("cond_uncond" if guided else "cond"):
-                    prediction = self.transformer(
-                        hidden_states=model_input.to(self.transformer.dtype),
-                        timestep=timestep.expand(model_input.shape[0]),
-                        class_labels=torch.cat([null_labels, labels]) if guided else labels,
-                        attention_kwargs=attention_kwargs,
-                        return_dict=False,
-                    )[0].float()
-                if guided:
-                    uncond, prediction = prediction.chunk(2)
-                    uncond, cond, variance = uncond[:, :channels], prediction[:, :channels], prediction[:, channels:]
-                    prediction = torch.cat([uncond + self.guidance_scale * (cond - uncond), variance], dim=1)
+                conditions = (timestep, labels, null_labels, attention_kwargs)
+                if len(windows) == 1:
+                    prediction = self.predict(model_input, "cond", *conditions)
+                else:
+                    prediction = self.predict_by_windows(model_input, windows, *conditions)
                 if not wants_variance:
                     prediction = prediction[:, :channels]
 
-                # 4.2 x_t -> x_{t-1}
+                # 4.3 x_t -> x_{t-1}
                 latents = self.scheduler.step(prediction, timestep, latents, **step_kwargs, return_dict=False)[0]
 
                 if callback_on_step_end is not None:
@@ -511,6 +689,8 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                         )
                     latents = returned.get("latents", latents)
                 progress_bar.update()
+        for frame, code in known.items():
+            latents[:, :, frame : frame + 1] = code
         self._current_timestep = None
         if not latents.isfinite().all():
             raise ValueError(

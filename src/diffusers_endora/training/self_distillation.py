@@ -41,6 +41,8 @@ class SelfDistillation(nn.Module):
         centre_momentum: of the running mean that is subtracted from the teacher's scores (eq. 4).
     """
 
+    centre: torch.Tensor
+
     def __init__(
         self,
         vit: ViTModel,
