@@ -67,8 +67,9 @@ def generate(
     num_clips: Annotated[int, typer.Option("--num_clips", min=1, help="How many clips to generate.")] = 1,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Clips at a time; changes speed alone.")] = 1,
     num_inference_steps: Annotated[
-        int, typer.Option("--num_inference_steps", min=1, help="Denoising steps; the paper takes 250.")
-    ] = 250,
+        int | None,
+        typer.Option("--num_inference_steps", min=1, help="Without it, the model's own; the paper takes 250."),
+    ] = None,
     scheduler: Annotated[
         Literal["ddpm", "ddim", "dpmsolver++", "unipc", "euler"] | None,
         typer.Option(
@@ -164,6 +165,8 @@ def generate(
         ) from error
     folder = model if Path(model).is_dir() else EndoraPipeline.download(model)
     pipeline = EndoraPipeline.from_pretrained(folder, dtype=getattr(torch, dtype)).to(target)
+    num_inference_steps = num_inference_steps or default_num_inference_steps(pipeline, scheduler)
+    arguments["num_inference_steps"] = num_inference_steps
     pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)
     model_hash = hash_of_weights(folder)
     given = read_given_frames(pipeline, image, last_image, video, num_frames, height, width)
@@ -313,8 +316,9 @@ def evaluate(
     ] = None,
     num_resamples: Annotated[int, typer.Option("--num_resamples", min=2, help="Of the bootstrap.")] = 50,
     num_inference_steps: Annotated[
-        int, typer.Option("--num_inference_steps", min=1, help="Of a pipeline; the paper takes 250.")
-    ] = 250,
+        int | None,
+        typer.Option("--num_inference_steps", min=1, help="Of a pipeline, as for `endora generate`."),
+    ] = None,
     scheduler: Annotated[
         Literal["ddpm", "ddim", "dpmsolver++", "unipc", "euler"] | None,
         typer.Option("--scheduler", help="Of a pipeline, as for `endora generate`."),
@@ -407,6 +411,7 @@ def evaluate(
                 open_real(source, chosen)
         diffusers.utils.logging.disable_progress_bar()
         pipeline = EndoraPipeline.from_pretrained(fake).to(target)
+        num_inference_steps = num_inference_steps or default_num_inference_steps(pipeline, scheduler)
         pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)
         size = max(chosen.num_clips, chosen.num_clips_of_frames if "inception" in extractors else 0)
         fakes += [
@@ -651,6 +656,11 @@ def publish(
 
 app.command()(commands.prepare)
 app.command()(commands.audit)
+
+
+def default_num_inference_steps(pipeline: "EndoraPipeline", scheduler: str | None) -> int:
+    """What the model's folder says for its own scheduler; with another one, the paper's 250."""
+    return pipeline.config.num_inference_steps if scheduler is None else 250
 
 
 def choose_scheduler(

@@ -19,6 +19,7 @@ SINGLE_FILE = Path(__file__).resolve().parents[2] / "pipelines" / "endora" / "pi
 PUBLISHED_INDEX = {
     "_class_name": "EndoraPipeline",
     "_diffusers_version": diffusers.__version__,
+    "num_inference_steps": 250,
     "prediction_type": "epsilon",
     "scheduler": ["diffusers", "DDPMScheduler"],
     "transformer": ["diffusers", "EndoraTransformer3DModel"],
@@ -310,3 +311,16 @@ def test_a_folder_loads_in_fresh_processes_with_and_without_the_package(pipe, fo
         assert pipeline_module == "diffusers_endora.pipelines.pipeline_endora"
         assert transformer_module == "diffusers_endora.models.transformer_endora"
         assert_same(torch.tensor(latents), expected)
+
+
+def test_the_number_of_steps_is_saved_with_its_scheduler(tmp_path):
+    pipe = tiny_pipeline()
+    scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    EndoraPipeline(pipe.vae, pipe.transformer, scheduler, num_inference_steps=3).save_pretrained(tmp_path)
+    loaded = EndoraPipeline.from_pretrained(tmp_path)
+    assert isinstance(loaded.scheduler, UniPCMultistepScheduler)
+    loaded.set_progress_bar_config(disable=True)
+    loaded(output_type="latent")
+    assert loaded.num_timesteps == 3
+    loaded(output_type="latent", num_inference_steps=2)
+    assert loaded.num_timesteps == 2

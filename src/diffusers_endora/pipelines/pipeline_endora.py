@@ -75,6 +75,8 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             `OtherScheduler.from_config(pipe.scheduler.config)` inherits what the model was trained for.
         prediction_type: what the transformer was trained to predict: "epsilon", "v_prediction" or "flow_prediction".
             None takes it from the scheduler. It is saved with the pipeline, which refuses schedulers for another one.
+        num_inference_steps: of a call that gives none, saved with the pipeline; the paper's 250. A model whose
+            scheduler needs fewer says so here.
 
     LoRA weights load into the transformer (`load_lora_weights`).
     """
@@ -88,13 +90,16 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         transformer: EndoraTransformer3DModel,
         scheduler: KarrasDiffusionSchedulers | FlowMatchEulerDiscreteScheduler,
         prediction_type: str | None = None,
+        num_inference_steps: int = 250,
     ):
         super().__init__()
         for model in (vae, transformer):  # a published folder is not to tell where on a disk its parts were made
             if model.config.get("_name_or_path") and Path(model.config["_name_or_path"]).exists():
                 model.register_to_config(_name_or_path=None)
         self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
-        self.register_to_config(prediction_type=prediction_type or prediction_type_of(scheduler))
+        self.register_to_config(
+            prediction_type=prediction_type or prediction_type_of(scheduler), num_inference_steps=num_inference_steps
+        )
         blocks = getattr(vae.config, "block_out_channels", None) or vae.config.encoder_block_out_channels
         self.vae_scale_factor = 2 ** (len(blocks) - 1)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -521,7 +526,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 250,
+        num_inference_steps: int | None = None,
         timesteps: list[int] | None = None,
         class_labels: int | list[int] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
@@ -546,7 +551,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             num_frames: frames of a clip; by default what the transformer was trained at.
             height: pixels, a multiple of the VAE's factor times the patch size; by default the training size.
             width: likewise.
-            num_inference_steps: denoising steps; the paper samples with 250.
+            num_inference_steps: denoising steps; by default those saved with the pipeline, else the paper's 250.
             timesteps: explicit falling timesteps instead of `num_inference_steps`, where the scheduler takes them.
             class_labels: one label per clip, or one int for all. None draws from a class-conditional model
                 unconditionally, by its null class.
@@ -585,6 +590,8 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         # 1. Defaults and checks
         sample_size = self.transformer.config.sample_size
         sample_height, sample_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
         height = sample_height * self.vae_scale_factor if height is None else height
         width = sample_width * self.vae_scale_factor if width is None else width
         if class_labels is not None:
