@@ -12,6 +12,8 @@ from scipy.linalg import sqrtm
 from diffusers_endora.metrics.frechet_distance import (
     Moments,
     RankDeficientWarning,
+    Spread,
+    bootstrap_frechet_difference,
     bootstrap_frechet_distance,
     frechet_distance,
     frechet_distance_infinity,
@@ -118,6 +120,20 @@ def test_bootstrap_draws_whole_clips():
     single = bootstrap_frechet_distance(x, y, ddof=0)
     repeated = bootstrap_frechet_distance(x.repeat(16, axis=1), y.repeat(16, axis=1), ddof=0)
     assert repeated.std == pytest.approx(single.std, rel=1e-5)
+
+
+def test_difference_of_pairs_is_surer_than_of_strangers():
+    real, y = features(200, 4, 0)[:, None], features(200, 4, 1)[:, None]
+    near = y + 0.01 * features(200, 4, 2)[:, None]
+    value, paired = bootstrap_frechet_difference(near, y, real)
+    distances = [frechet_distance_of_features(of[:, 0], real[:, 0]) for of in (near, y)]
+    assert value == pytest.approx(distances[0] - distances[1])
+    _, of_strangers = bootstrap_frechet_difference(features(200, 4, 3)[:, None], y, real)
+    assert paired.std < of_strangers.std / 5
+    assert paired.high - paired.low == pytest.approx(2 * 1.96 * paired.std)
+    assert bootstrap_frechet_difference(y, y, real) == (0, Spread(0.0, 0.0, 0.0, 200))
+    with pytest.raises(ValueError, match="expected equal shapes"):
+        bootstrap_frechet_difference(y[:-1], y, real)
 
 
 def test_extrapolation_is_nearer_the_truth():

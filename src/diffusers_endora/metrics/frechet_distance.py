@@ -281,6 +281,43 @@ def bootstrap_frechet_distance(
     return Spread(std, max(0.0, value - 1.96 * std), value + 1.96 * std, num_resamples)
 
 
+def bootstrap_frechet_difference(
+    x: np.ndarray, y: np.ndarray, real: np.ndarray, ddof: int = 1, num_resamples: int = 200, seed: int = 0
+) -> tuple[float, Spread]:
+    """How much farther from `real` is `x` than `y`, clip `i` of both being made from the same noise.
+
+    The pairs are drawn together, and the same real clips for both distances, so that what they share cancels.
+
+    Args:
+        x, y, real: features `(clips, rows of a clip, width)`, as many of `x` as of `y`.
+
+    Returns:
+        The difference of the distances, and its spread, as of `bootstrap_frechet_distance` but not cut off at 0.
+
+    Raises:
+        ValueError: numbers of clips that differ, or `num_resamples` less than 2.
+    """
+    if x.shape != y.shape or num_resamples < 2:
+        raise ValueError(
+            f"{x.shape} and {y.shape} with {num_resamples=}: expected equal shapes and 2 or more resamples"
+        )
+    flat_x, flat_y, flat_real = (of.reshape(-1, of.shape[-1]) for of in (x, y, real))
+    value = frechet_distance_of_features(flat_x, flat_real, ddof) - frechet_distance_of_features(
+        flat_y, flat_real, ddof
+    )
+    rng = np.random.default_rng(seed)
+    resampled = []
+    for _ in range(num_resamples):
+        drawn, drawn_real = (
+            np.repeat(rng.multinomial(len(of), np.full(len(of), 1 / len(of))), of.shape[1]).astype(np.float64)
+            for of in (x, real)
+        )
+        distances = [_weighted_distance(flat, drawn, flat_real, drawn_real, ddof) for flat in (flat_x, flat_y)]
+        resampled.append(distances[0] - distances[1])
+    std = float(np.std(resampled, ddof=1))
+    return value, Spread(std, value - 1.96 * std, value + 1.96 * std, num_resamples)
+
+
 @dataclass(frozen=True)
 class Extrapolation:
     """A Frechet distance extrapolated to infinitely many clips.
