@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--num_layers", type=int, default=12)
     parser.add_argument("--num_heads", type=int, default=3)
-    parser.add_argument("--num_small_views", type=int, default=4)
+    parser.add_argument("--num_small_views", type=int, default=2)
     parser.add_argument("--train_batch_size", type=int, default=32)
     parser.add_argument("--max_train_steps", type=int, default=2000)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
@@ -91,7 +91,7 @@ def main() -> None:
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
 
     # 2. Self-distillation: two large views of each frame, and some small ones
-    large, small = 3 * args.resolution // 4 // 8 * 8, 3 * args.resolution // 8 // 8 * 8
+    large, small = 5 * args.resolution // 8 // 8 * 8, 3 * args.resolution // 8 // 8 * 8
     for step in resumable_steps(accelerator, args.output_dir, args.max_train_steps, args.checkpointing_steps):
         generator = torch.Generator().manual_seed(args.seed * 2**32 + step)
         chosen = torch.randint(len(frames), (args.train_batch_size,), generator=generator)
