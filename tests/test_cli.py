@@ -327,6 +327,17 @@ def test_generate_from_given_frames(endora, refused, model_folder, tmp_path):
     assert "none.png" in line
 
 
+def test_generate_by_openvino(endora, refused, model_folder, tmp_path):
+    pytest.importorskip("openvino")
+    options = ("--num_inference_steps", 2, "--format", "png", "--num_frames", 2)
+    for backend in ("torch", "openvino"):
+        assert endora("generate", model_folder, "--output", tmp_path / backend, *options, "--backend", backend)[0] == 0
+    clips = [read_frames(tmp_path / name / "clip_0000", range(2)).astype(int) for name in ("torch", "openvino")]
+    assert np.abs(clips[0] - clips[1]).max() <= 1
+    half = ("--backend", "openvino", "--dtype", "float16")
+    assert "expected cpu and torch.float32" in refused("generate", model_folder, "--output", tmp_path / "h", *half)
+
+
 def test_the_visible_mark_is_in_clips_and_contact_sheet(endora, refused, model_folder, tmp_path):
     options = ("--num_inference_steps", 1, "--format", "png", "--num_frames", 1)
     line = refused("generate", model_folder, "--output", tmp_path / "small", *options, "--visible_mark")

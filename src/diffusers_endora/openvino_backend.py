@@ -1,0 +1,98 @@
+"""Transformer and decoder of a pipeline run by OpenVINO (https://docs.openvino.ai), behind the same call."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from .models.transformer_endora import EndoraTransformer3DModelOutput
+
+if TYPE_CHECKING:
+    from .pipelines.pipeline_endora import EndoraPipeline
+
+
+def use_openvino(
+    pipeline: "EndoraPipeline", precision: Literal["f32", "bf16"] = "f32", num_threads: int | None = None
+) -> None:
+    """From now on the pipeline's transformer and decoder run as OpenVINO graphs on the CPU.
+
+    The graph of an input's shape is made by `torch.export` when it first comes, which takes seconds, and is kept.
+    Weights are taken as they are then: load and scale LoRA before. Calls with what the graphs do not know
+    (`output_spatial_states`, still images, `attention_kwargs`, gradients) run as before, and so do caches that hook
+    into blocks: with one enabled, the transformer does not run by OpenVINO.
+
+    Args:
+        pipeline: on the CPU, in float32.
+        precision: "f32", or "bf16" for what the processor computes faster in it; inputs and outputs stay float32.
+        num_threads: of OpenVINO; by default those of torch.
+
+    Raises:
+        ValueError: OpenVINO is not installed, or a pipeline elsewhere or in another precision.
+    """
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise ValueError('needs OpenVINO: pip install "openvino>=2026"') from error
+    for name in ("transformer", "vae"):
+        model = getattr(pipeline, name)
+        if model.device.type != "cpu" or model.dtype != torch.float32:
+            raise ValueError(f"the {name} is on {model.device} in {model.dtype}: expected cpu and torch.float32.")
+    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": num_threads or torch.get_num_threads()}
+
+    def compiled(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Callable[..., torch.Tensor]:
+        graph = openvino.convert_model(torch.export.export(module, inputs))
+        run = openvino.Core().compile_model(graph, "CPU", options)
+        return lambda *inputs: torch.from_numpy(run([value.contiguous().numpy() for value in inputs])[0].copy())
+
+    transformer: Any = pipeline.transformer
+    decoder: Any = pipeline.vae.decoder
+    transformer.forward = _TransformerByGraph(transformer, compiled)
+    decoder.forward = _ByGraph(decoder, compiled)
+
+
+class _ByGraph:
+    """A replacement for a module's `forward`: a graph for each shape of its inputs."""
+
+    def __init__(self, module: Any, compiled: Callable[..., Callable[..., torch.Tensor]], **options: Any) -> None:
+        self.module, self.compiled = module, compiled
+        self.own = _OwnForward(module, **options)
+        self.graphs: dict[tuple, Callable[..., torch.Tensor]] = {}
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        key = tuple((value.shape, value.dtype) for value in inputs)
+        if key not in self.graphs:
+            self.graphs[key] = self.compiled(self.own, inputs)
+        return self.graphs[key](*inputs)
+
+
+class _TransformerByGraph(_ByGraph):
+    def __init__(self, module: Any, compiled: Callable[..., Callable[..., torch.Tensor]]) -> None:
+        super().__init__(module, compiled, return_dict=False)
+
+    def __call__(  # type: ignore[override]
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> EndoraTransformer3DModelOutput | tuple:
+        if any(others.values()) or self.module.is_cache_enabled or torch.is_grad_enabled():
+            arguments = {"class_labels": class_labels, "return_dict": return_dict, **others}
+            return type(self.module).forward(self.module, hidden_states, timestep, **arguments)
+        labels = () if class_labels is None else (class_labels,)
+        sample = super().__call__(hidden_states, timestep, *labels)
+        return EndoraTransformer3DModelOutput(sample=sample) if return_dict else (sample,)
+
+
+class _OwnForward(nn.Module):
+    """The forward of a module's class, whatever its own was replaced by: tensors in, a tensor out."""
+
+    def __init__(self, module: nn.Module, **options: Any) -> None:
+        super().__init__()
+        self.module, self.options = module, options
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        output = type(self.module).forward(self.module, *inputs, **self.options)
+        return output[0] if isinstance(output, tuple) else output

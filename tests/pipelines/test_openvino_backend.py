@@ -1,0 +1,84 @@
+import copy
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from test_pipeline_endora import seeded, tiny_kl, tiny_pipeline
+
+from diffusers_endora.openvino_backend import use_openvino
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    """A pipeline of flow with classes, and the same by OpenVINO."""
+    pipe = tiny_pipeline(vae=tiny_kl(), scheduler=FlowMatchEulerDiscreteScheduler(), out_channels=4, num_classes=3)
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    other = copy.deepcopy(pipe)
+    use_openvino(other, num_threads=1)
+    return pipe, other
+
+
+def generate(pipe, **arguments):
+    arguments = {"num_inference_steps": 3, "generator": seeded(), "output_type": "np", **arguments}
+    return torch.from_numpy(pipe(**arguments).frames)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"class_labels": [2], "guidance_scale": 2.0},
+        {"num_frames": 6, "window_overlap": 1},
+    ],
+)
+def test_same_clips(pipes, arguments):
+    pipe, other = pipes
+    torch.testing.assert_close(generate(other, **arguments), generate(pipe, **arguments), rtol=0, atol=2e-3)
+    assert other.transformer.forward.graphs
+    assert other.vae.decoder.forward.graphs
+
+
+def test_a_graph_is_made_once_for_a_shape(pipes):
+    _, other = pipes
+    generate(other)
+    graphs = dict(other.transformer.forward.graphs)
+    generate(other, generator=seeded(1), class_labels=[1])
+    assert other.transformer.forward.graphs == graphs
+
+
+def test_what_graphs_do_not_know_runs_as_before(pipes, tmp_path):
+    pipe, other = pipes
+    latents, timestep, label = torch.randn(1, 4, 4, 8, 8), torch.tensor([500]), torch.tensor([1])
+    with torch.no_grad():
+        expected = pipe.transformer(latents, timestep, label, output_spatial_states=(0,))
+        output = other.transformer(latents, timestep, label, output_spatial_states=(0,))
+    assert torch.equal(output.sample, expected.sample)
+    assert torch.equal(output.spatial_states[0], expected.spatial_states[0])
+    assert other.transformer(latents, timestep, label).sample.requires_grad
+    graphs = dict(other.transformer.forward.graphs)
+    for each in pipes:
+        each.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.2))
+    torch.testing.assert_close(generate(other, num_frames=3), generate(pipe, num_frames=3), rtol=0, atol=2e-3)
+    assert other.transformer.forward.graphs == graphs
+    for each in pipes:
+        each.transformer.disable_cache()
+    other.save_pretrained(tmp_path)
+    loaded = type(pipe).from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(generate(loaded), generate(pipe))
+
+
+@pytest.mark.slow
+def test_bf16_is_near(pipes):
+    pipe, _ = pipes
+    other = copy.deepcopy(pipe)
+    use_openvino(other, "bf16", num_threads=1)
+    difference = (generate(other) - generate(pipe)).abs().mean()
+    assert 0 < difference < 0.05
+
+
+def test_other_precisions_are_refused():
+    with pytest.raises(ValueError, match=r"transformer is on cpu in torch.bfloat16: expected cpu and torch.float32"):
+        use_openvino(tiny_pipeline().to(torch.bfloat16))
