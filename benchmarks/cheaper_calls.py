@@ -8,7 +8,7 @@ float32: seconds of a call of the transformer, of decoding a clip, and of a whol
 what imports hold. "Drift" is the root mean square difference of the latents of 8 clips, from the same noises, over
 their standard deviation. With `--real`, FVD of 256 clips a side (`--num_clips`): the difference from eager float32,
 clips paired by their noise, with its 95 % interval. Compilation is timed apart, as the first call; torch keeps its
-results, so that only the first round of a fresh machine shows its full price. Quantisation needs `pip install torchao`,
+results, so that only the first round on a fresh machine has its full price. Quantisation needs `pip install torchao`,
 OpenVINO `pip install openvino`; what does not run is listed with its reason.
 """
 

@@ -79,6 +79,7 @@ def main() -> None:
         intermediate_size=4 * args.width,
         image_size=args.resolution,
         patch_size=8,
+        attn_implementation="eager",  # on so few tokens faster than fused attention, backward in bfloat16 above all
     )
     untrained = ViTModel(config, add_pooling_layer=False).eval()
     model = SelfDistillation(ViTModel(config, add_pooling_layer=False))
