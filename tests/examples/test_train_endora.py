@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import ViTModel
 
-from diffusers_endora import DinoPrior, EndoraPipeline
+from diffusers_endora import DinoPrior, EndoraPipeline, EndoraTransformer3DModel
 from diffusers_endora.data.corpora.phantom import Phantom
 from diffusers_endora.data.video_io import read_video_info
 from diffusers_endora.training.checkpoints import find_damage
@@ -558,6 +558,24 @@ def test_the_phantom_by_its_name(material, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     train(material, tmp_path / "out", max_train_steps=1, validation_steps=9, class_conditional=True, **options)
     assert "`2` instrument" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_bfloat16_on_a_cpu_goes_by_plain_attention(material, tmp_path, monkeypatch):
+    backends = []
+    unpatched = EndoraTransformer3DModel.set_attention_backend
+
+    def remember(self, backend):
+        backends.append(backend)
+        unpatched(self, backend)
+
+    monkeypatch.setattr(EndoraTransformer3DModel, "set_attention_backend", remember)
+    options = {"max_train_steps": 3, "validation_steps": 9, "logging_steps": 1}
+    for precision in ("no", "bf16"):
+        train(material, tmp_path / precision, mixed_precision=precision, **options)
+    assert backends == ["_native_math"]
+    full, half = (torch.tensor([row["mse"] for row in read_log(tmp_path / name)]) for name in ("no", "bf16"))
+    torch.testing.assert_close(half, full, rtol=0.02, atol=0)
+    assert not torch.equal(half, full)
 
 
 def test_accelerate_launch(material, tmp_path):

@@ -128,6 +128,9 @@ class Trainer:
         # 2. Model, optimiser, learning rate, moving average
         if args.gradient_checkpointing:
             model.transformer.enable_gradient_checkpointing()
+        if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
+            # On the CPU the backward of fused attention takes several times as long in bfloat16 as in float32
+            model.transformer.set_attention_backend("_native_math")
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         options: dict[str, Any] = {
             "lr": learning_rate,
