@@ -27,7 +27,7 @@ import torch
 
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.files import written_atomically
-from diffusers_endora.metrics.clip_sources import one_clip_per_video, open_videos, whole_clips
+from diffusers_endora.metrics.clip_sources import clips_at_fixed_offsets, open_videos, whole_clips
 from diffusers_endora.metrics.feature_store import FeatureStore
 from diffusers_endora.metrics.frechet_distance import bootstrap_frechet_difference
 from diffusers_endora.metrics.i3d import I3DFeatures
@@ -140,7 +140,8 @@ def fvd_differences(args: argparse.Namespace, names: list[str]) -> dict[str, str
     """For each variant how much its FVD is above float32's, with the 95 % interval."""
     num_frames = EndoraPipeline.from_pretrained(args.model).transformer.config.num_frames
     store = FeatureStore(I3DFeatures(), args.output_dir / "features")
-    real = one_clip_per_video(open_videos(args.real), num_frames, seed=0)[: args.num_clips]
+    # spread over all videos, which are sorted by class
+    real = clips_at_fixed_offsets(open_videos(args.real), args.num_clips, num_frames, num_frames)
     real_features = store(real, Preparation(None), "real clips")["features"]
     features = {}
     for name in names:

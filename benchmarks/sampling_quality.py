@@ -2,7 +2,7 @@
 
     python benchmarks/sampling_quality.py --model FOLDER --output_dir outputs/sampling
     python benchmarks/sampling_quality.py --model FOLDER --output_dir outputs/sampling --real TEST_VIDEOS \
-        --finalists "UniPC:8" "DPM-Solver++ 2M:10"
+        --finalists "UniPC 2:8" "DPM-Solver++ 2M:10"
 
 1. Drift: 16 clips from the same noises, by each sampler at each number of steps, against 1000 steps of the first-order
 solver: root mean square difference of the latents over their standard deviation. It ranks solvers of the ordinary
@@ -32,7 +32,8 @@ from tqdm.auto import tqdm
 
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.files import written_atomically
-from diffusers_endora.metrics.clip_sources import clips_at_fixed_offsets, one_clip_per_video, open_videos, whole_clips
+from diffusers_endora.metrics.clip_sources import clips_at_fixed_offsets, open_videos, whole_clips
+from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.metrics.feature_store import FeatureStore
 from diffusers_endora.metrics.frechet_distance import (
     bootstrap_frechet_difference,
@@ -102,7 +103,7 @@ class NoiseOfFlow(torch.nn.Module):
     def __init__(self, transformer: Any) -> None:
         super().__init__()
         self.transformer, self.config, self.null_class = transformer, transformer.config, transformer.null_class
-        self.dtype = transformer.dtype
+        self.dtype, self.device = transformer.dtype, transformer.device
         self.alphas_cumprod = DDPMScheduler().alphas_cumprod
 
     def cache_context(self, name: str) -> Any:
@@ -188,11 +189,8 @@ def measure_fvd(pipeline: EndoraPipeline, args: argparse.Namespace, results: dic
     """Fills `results["fvd"]`: sampler:steps -> distance from the real clips, and difference from the reference."""
     store = FeatureStore(I3DFeatures(), args.output_dir / "features")
     num_frames, own_scheduler = pipeline.transformer.config.num_frames, pipeline.scheduler
-    videos = open_videos(args.real)
-    if len(videos) >= 2 * args.num_clips:
-        real = one_clip_per_video(videos, num_frames, seed=0)[: 2 * args.num_clips]
-    else:
-        real = clips_at_fixed_offsets(videos, 2 * args.num_clips, num_frames, num_frames)
+    # spread over all videos, which are sorted by class
+    real = clips_at_fixed_offsets(open_videos(args.real), 2 * args.num_clips, num_frames, num_frames)
     real_features = store(real, Preparation(None), "real clips")["features"]
     halves = real_features[::2], real_features[1::2]
     flat_halves = [half.reshape(-1, half.shape[-1]) for half in halves]
@@ -208,7 +206,7 @@ def measure_fvd(pipeline: EndoraPipeline, args: argparse.Namespace, results: dic
         else:
             set_sampler(pipeline, own_scheduler, name)
         sample_clips(sampled, folder, args.num_clips, 0, int(steps), None, num_frames, args.batch_size)
-        clips = whole_clips(open_videos(folder), num_frames)
+        clips = whole_clips(open_videos(folder), num_frames)[: args.num_clips]
         features[finalist] = store(clips, Preparation(None), finalist)["features"]
         flat = features[finalist].reshape(-1, features[finalist].shape[-1])
         spread = bootstrap_frechet_distance(features[finalist], halves[0])
@@ -274,10 +272,21 @@ def main() -> None:
     parser.add_argument("--num_clips", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=4)
     args = parser.parse_args()
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     pipeline = EndoraPipeline.from_pretrained(args.model)
+    known = samplers(pipeline.config.prediction_type == "flow_prediction")
+    for finalist in args.finalists:
+        name, _, steps = finalist.rpartition(":")
+        if name not in known or not steps.isdigit():
+            parser.error(f'--finalists "{finalist}": expected NAME:STEPS with a name of {", ".join(known)}.')
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "sampling.json"
-    results = json.loads(path.read_text()) if path.exists() else {"drift": {}, "fvd": {}, "floor": None}
+    settings = {"transformer": hash_weights(pipeline.transformer), "num_noises": args.num_noises}
+    settings |= {"num_clips": args.num_clips, "real": args.real and str(Path(args.real).resolve().name)}
+    results = json.loads(path.read_text()) if path.exists() else {"drift": {}, "fvd": {}, "floor": None} | settings
+    for name, value in settings.items():
+        if results[name] != value and not (name == "real" and None in (value, results[name])):
+            parser.error(f"--output_dir {args.output_dir}: holds results of {name} {results[name]}, not {value}.")
+    results |= {"real": settings["real"] or results["real"]}
     measure_drift(pipeline, args, results)
     plot(args, results)
     if args.real:

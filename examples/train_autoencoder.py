@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import ViTModel
+from transformers import AutoConfig, ViTModel
 
 from diffusers_endora.data.contact_sheet import save_contact_sheet
 from diffusers_endora.data.frames import as_pixels, load_frames
@@ -34,7 +34,7 @@ from diffusers_endora.training.autoencoder_loss import (
     discriminator_loss,
     peak_signal_to_noise_ratio,
 )
-from diffusers_endora.training.resumable_steps import resumable_steps
+from diffusers_endora.training.resumable_steps import resumable_steps, resume
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,9 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64, 96])
     parser.add_argument("--latent_channels", type=int, default=4)
     parser.add_argument("--teacher", help="folder or Hub id of the ViT whose tokens are compared")
-    parser.add_argument(
-        "--kl_weight", type=float, default=1e-6, help="of the divergence in nats, summed over a picture"
-    )
+    parser.add_argument("--kl_weight", type=float, default=4e-3, help="of the divergence in nats per pixel")
     parser.add_argument("--token_weight", type=float, default=0.5)
     parser.add_argument("--adversarial_weight", type=float, default=0.02)
     parser.add_argument("--sharpening_start", type=int, help="step that tokens and discriminator come in at")
@@ -59,7 +57,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--checkpointing_steps", type=int, default=500)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name in ("latent_channels", "train_batch_size", "max_train_steps", "checkpointing_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
+    if wrong := [width for width in args.block_out_channels if width < 8 or width % 8]:
+        parser.error(f"--block_out_channels {wrong[0]}: expected multiples of 8.")
+    multiple = 2 ** len(args.block_out_channels)  # of crops of half the side too
+    if args.resolution < 32 or args.resolution % multiple:
+        parser.error(f"--resolution {args.resolution}: expected a multiple of {multiple} pixels, 32 or more.")
+    if args.teacher and args.sharpening_start is None:
+        parser.error("--teacher is used from --sharpening_start on: give both.")
+    return args
 
 
 def draw_batch(frames: torch.Tensor, batch_size: int, is_whole: bool, generator: torch.Generator) -> torch.Tensor:
@@ -78,23 +87,36 @@ def draw_batch(frames: torch.Tensor, batch_size: int, is_whole: bool, generator:
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, frames: torch.Tensor) -> torch.Tensor:
     """What the autoencoder makes of uint8 frames, in [-1, 1], from the mode of the posterior."""
-    return torch.cat(
-        [vae.decode(vae.encode(as_pixels(chunk)).latent_dist.mode()).sample for chunk in frames.split(16)]
-    )
+    chunks = (as_pixels(chunk).to(vae.device) for chunk in frames.split(16))
+    return torch.cat([vae.decode(vae.encode(chunk).latent_dist.mode()).sample.cpu() for chunk in chunks])
 
 
 @torch.no_grad()
 def spread_of_latents(vae: AutoencoderKL, frames: torch.Tensor) -> float:
     """Standard deviation of sampled latents."""
     torch.manual_seed(0)
-    return torch.cat([vae.encode(as_pixels(chunk)).latent_dist.sample() for chunk in frames.split(16)]).std().item()
+    chunks = (as_pixels(chunk).to(vae.device) for chunk in frames.split(16))
+    return torch.cat([vae.encode(chunk).latent_dist.sample() for chunk in chunks]).std().item()
 
 
-def save(vae: AutoencoderKL, frames: torch.Tensor, held_out: torch.Tensor | None, args: argparse.Namespace) -> None:
+def load_token_distance(teacher: str) -> TokenDistance:
+    """The distance by the tokens of a folder's or Hub id's ViT."""
+    if (kind := AutoConfig.from_pretrained(teacher).model_type) != "vit":
+        raise ValueError(f"--teacher {teacher}: is a {kind}; expected a vit, such as train_teacher.py makes.")
+    return TokenDistance(ViTModel.from_pretrained(teacher, add_pooling_layer=False))
+
+
+def save(
+    vae: AutoencoderKL,
+    frames: torch.Tensor,
+    held_out: torch.Tensor | None,
+    output_dir: Path,
+    arguments: dict[str, Any],
+) -> None:
     """Writes the autoencoder, scaled for latents of unit variance, and what it does to held-out frames."""
     vae.register_to_config(scaling_factor=1 / spread_of_latents(vae, frames[:: max(1, len(frames) // 512)]))
-    facts: dict[str, Any] = {"arguments": {name: str(value) for name, value in vars(args).items()}}
-    with replacing_entries(args.output_dir) as folder:
+    facts: dict[str, Any] = {"arguments": arguments}
+    with replacing_entries(output_dir) as folder:
         vae.save_pretrained(folder)
         if held_out is not None:
             reconstruction = reconstruct(vae, held_out)
@@ -111,15 +133,15 @@ def save(vae: AutoencoderKL, frames: torch.Tensor, held_out: torch.Tensor | None
 def main() -> None:
     args = parse_args()
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    if accelerator.num_processes > 1:
+        sys.exit(f"train_autoencoder.py: error: {accelerator.num_processes} processes; it is made for one.")
     set_seed(args.seed)
 
     # 1. Frames and networks
     try:
         frames, _ = load_frames(args.train_data_dir, args.resolution)
         held_out = load_frames(args.validation_data_dir, args.resolution)[0] if args.validation_data_dir else None
-        token_distance = (
-            TokenDistance(ViTModel.from_pretrained(args.teacher, add_pooling_layer=False)) if args.teacher else None
-        )
+        token_distance = load_token_distance(args.teacher).to(accelerator.device) if args.teacher else None
     except (ValueError, OSError) as error:
         sys.exit(f"train_autoencoder.py: error: {error}")
     if held_out is not None:
@@ -137,25 +159,32 @@ def main() -> None:
     discriminator = PatchDiscriminator()
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=args.learning_rate, total_steps=args.max_train_steps, pct_start=0.05
+        optimizer, max_lr=args.learning_rate, total_steps=args.max_train_steps, pct_start=0.05, cycle_momentum=False
     )
     judge = torch.optim.AdamW(discriminator.parameters(), lr=args.learning_rate / 2, betas=(0.5, 0.9), weight_decay=0)
     vae, average, discriminator, optimizer, schedule, judge = accelerator.prepare(
         vae, average, discriminator, optimizer, schedule, judge
     )
+    arguments = {name: value for name, value in vars(args).items() if name != "output_dir"}
+    try:
+        done = resume(accelerator, args.output_dir, arguments)
+    except ValueError as error:
+        sys.exit(f"train_autoencoder.py: error: {error}")
 
     # 2. The training
     sums: dict[str, float] = defaultdict(float)
-    for step in resumable_steps(accelerator, args.output_dir, args.max_train_steps, args.checkpointing_steps):
+    for step in resumable_steps(
+        accelerator, args.output_dir, done, args.max_train_steps, args.checkpointing_steps, arguments
+    ):
         generator = torch.Generator().manual_seed(args.seed * 2**32 + step)
         torch.manual_seed(args.seed * 2**32 + step)  # of the posterior's samples
-        pixels = draw_batch(frames, args.train_batch_size, step % 4 == 3, generator)
+        pixels = draw_batch(frames, args.train_batch_size, step % 4 == 3, generator).to(accelerator.device)
         is_sharpened = args.sharpening_start is not None and step >= args.sharpening_start
         with accelerator.autocast():
             posterior = vae.encode(pixels).latent_dist
             reconstruction = vae.decode(posterior.sample()).sample
             terms = {"l1": F.l1_loss(reconstruction, pixels)}
-            terms["kl"] = args.kl_weight * posterior.kl().mean()
+            terms["kl"] = args.kl_weight * posterior.kl().mean() / pixels[0, 0].numel()
             if is_sharpened:
                 discriminator.requires_grad_(False)
                 terms["adversarial"] = -args.adversarial_weight * discriminator(reconstruction).mean()
@@ -182,10 +211,10 @@ def main() -> None:
             accelerator.print(f"step {step + 1}: " + ", ".join(f"{name} {sums[name] / 100:.4f}" for name in sums))
             sums.clear()
         if (step + 1) % args.checkpointing_steps == 0:
-            save(accelerator.unwrap_model(average).module.eval(), frames, held_out, args)
+            save(accelerator.unwrap_model(average).module.eval(), frames, held_out, args.output_dir, arguments)
 
     # 3. The moving average is the result
-    save(accelerator.unwrap_model(average).module.eval(), frames, held_out, args)
+    save(accelerator.unwrap_model(average).module.eval(), frames, held_out, args.output_dir, arguments)
     print(f"Autoencoder: {args.output_dir}")
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from transformers import ViTConfig, ViTModel
 
 from diffusers_endora.data.frames import as_pixels, load_frames
 from diffusers_endora.files import replacing_entries
-from diffusers_endora.training.resumable_steps import resumable_steps
+from diffusers_endora.training.resumable_steps import resumable_steps, resume
 from diffusers_endora.training.self_distillation import SelfDistillation, nearest_neighbour_accuracy, random_views
 
 
@@ -39,10 +39,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--train_batch_size", type=int, default=32)
     parser.add_argument("--max_train_steps", type=int, default=2000)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--teacher_momentum", type=float, default=0.99, help="at the start; in DINO 0.996")
     parser.add_argument("--checkpointing_steps", type=int, default=250)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name in ("width", "num_layers", "num_heads", "train_batch_size", "max_train_steps", "checkpointing_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
+    if args.resolution < 32 or args.resolution % 8:
+        parser.error(f"--resolution {args.resolution}: expected a multiple of 8 pixels, 32 or more.")
+    if args.width % args.num_heads:
+        parser.error(f"--width {args.width}: expected a multiple of --num_heads {args.num_heads}.")
+    return args
 
 
 Frames = tuple[torch.Tensor, torch.Tensor]  # uint8 (N, 3, H, W) and their classes (N,)
@@ -64,6 +73,8 @@ def accuracy(vit: ViTModel | None, known: Frames, asked: Frames) -> float:
 def main() -> None:
     args = parse_args()
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    if accelerator.num_processes > 1:
+        sys.exit(f"train_teacher.py: error: {accelerator.num_processes} processes; it is made for one.")
     set_seed(args.seed)
 
     # 1. Frames and networks
@@ -87,18 +98,26 @@ def main() -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=0.04)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1
+        optimizer, max_lr=args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1, cycle_momentum=False
     )
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+    arguments = {name: value for name, value in vars(args).items() if name != "output_dir"}
+    try:
+        done = resume(accelerator, args.output_dir, arguments)
+    except ValueError as error:
+        sys.exit(f"train_teacher.py: error: {error}")
 
     # 2. Self-distillation: two large views of each frame, and some small ones
     large, small = 5 * args.resolution // 8 // 8 * 8, 3 * args.resolution // 8 // 8 * 8
-    for step in resumable_steps(accelerator, args.output_dir, args.max_train_steps, args.checkpointing_steps):
+    for step in resumable_steps(
+        accelerator, args.output_dir, done, args.max_train_steps, args.checkpointing_steps, arguments
+    ):
         generator = torch.Generator().manual_seed(args.seed * 2**32 + step)
         chosen = torch.randint(len(frames), (args.train_batch_size,), generator=generator)
         pixels = as_pixels(frames[chosen])
         large_views = [random_views(pixels, large, (0.4, 1.0), generator) for _ in range(2)]
         small_views = [random_views(pixels, small, (0.05, 0.4), generator) for _ in range(args.num_small_views)]
+        large_views, small_views = send_to_device((large_views, small_views), accelerator.device)
         with accelerator.autocast():
             loss, entropy = model(large_views, small_views)
         accelerator.backward(loss)
@@ -106,13 +125,13 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        accelerator.unwrap_model(model).update_teacher(step / args.max_train_steps)
+        accelerator.unwrap_model(model).update_teacher(step / args.max_train_steps, args.teacher_momentum)
         if step % 50 == 0:
             accelerator.print(f"step {step}: loss {loss.item():.3f}, entropy of the teacher {entropy.item():.3f}")
 
     # 3. The teacher, and how well it tells classes apart
-    vit = accelerator.unwrap_model(model).teacher.eval()
-    facts: dict[str, Any] = {"arguments": {name: str(value) for name, value in vars(args).items()}}
+    vit = accelerator.unwrap_model(model).teacher.eval().cpu()
+    facts: dict[str, Any] = {"arguments": arguments}
     if held_out is not None and any(classes):
         names = sorted({*classes, *held_out[1]})
         known, asked = (

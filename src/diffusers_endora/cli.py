@@ -1,5 +1,6 @@
 """The `endora` command. What a subcommand needs is imported inside it, so that `--help` does not wait for it."""
 
+import importlib.metadata
 import json
 import math
 import shutil
@@ -155,7 +156,7 @@ def generate(
     # 1. The pipeline
     diffusers.utils.logging.disable_progress_bar()  # of loading three components; sampling keeps its own
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() and backend == "torch" else "cpu"
     elif device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch finds no CUDA device here.")
     try:
@@ -231,7 +232,7 @@ def generate(
         "model_hash": model_hash,
         "device": str(target),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler_config},
-        "timesteps": [float(timestep) for timestep in pipeline.scheduler.timesteps],
+        "timesteps": [float(timestep) for timestep in pipeline.scheduler.timesteps[-pipeline.num_timesteps :]],
         "num_frames": shape[0],
         "height": shape[1],
         "width": shape[2],
@@ -240,6 +241,7 @@ def generate(
             "diffusers_endora": __version__,
             "diffusers": diffusers.__version__,
             "torch": torch.__version__,
+            **({"openvino": importlib.metadata.version("openvino")} if is_openvino else {}),
             "python": sys.version.split()[0],
         },
     }

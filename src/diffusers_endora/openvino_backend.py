@@ -17,10 +17,10 @@ def use_openvino(
 ) -> None:
     """From now on the pipeline's transformer and decoder run as OpenVINO graphs on the CPU.
 
-    The graph of an input's shape is made by `torch.export` when it first comes, which takes seconds, and is kept.
-    Weights are taken as they are then: load and scale LoRA before. Calls with what the graphs do not know
-    (`output_spatial_states`, still images, `attention_kwargs`, gradients) run as before, and so do caches that hook
-    into blocks: with one enabled, the transformer does not run by OpenVINO.
+    The graph of an input's shape is made by `torch.export` when it first comes, which takes seconds, and is kept until
+    the weights change. Calls with what the graphs do not know (`output_spatial_states`, still images,
+    `attention_kwargs`, gradients, a cache enabled, LoRA layers) run by torch, as before. LoRA has to be fused for
+    OpenVINO: `pipe.fuse_lora(); pipe.unload_lora_weights()`.
 
     Args:
         pipeline: on the CPU, in float32.
@@ -28,7 +28,8 @@ def use_openvino(
         num_threads: of OpenVINO; by default those of torch.
 
     Raises:
-        ValueError: OpenVINO is not installed, or a pipeline elsewhere or in another precision.
+        ValueError: OpenVINO is not installed, the pipeline is elsewhere or in another precision, or has a cache
+            enabled (which may be after this call).
     """
     try:
         import openvino
@@ -38,6 +39,8 @@ def use_openvino(
         model = getattr(pipeline, name)
         if model.device.type != "cpu" or model.dtype != torch.float32:
             raise ValueError(f"the {name} is on {model.device} in {model.dtype}: expected cpu and torch.float32.")
+    if pipeline.transformer.is_cache_enabled:
+        raise ValueError("the transformer has a cache enabled: disable it, and enable it after use_openvino.")
     options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": num_threads or torch.get_num_threads()}
 
     def compiled(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Callable[..., torch.Tensor]:
@@ -58,8 +61,17 @@ class _ByGraph:
         self.module, self.compiled = module, compiled
         self.own = _OwnForward(module, **options)
         self.graphs: dict[tuple, Callable[..., torch.Tensor]] = {}
+        self.weights: list[tuple[int, int]] = []  # that the graphs hold
+
+    def runs_by_torch(self) -> bool:
+        return torch.is_grad_enabled() or bool(getattr(self.module, "peft_config", None))
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
+        if self.runs_by_torch():
+            return type(self.module).forward(self.module, *inputs)
+        weights = [(value.data_ptr(), value._version) for value in self.module.parameters()]
+        if weights != self.weights:
+            self.graphs, self.weights = {}, weights
         key = tuple((value.shape, value.dtype) for value in inputs)
         if key not in self.graphs:
             self.graphs[key] = self.compiled(self.own, inputs)
@@ -78,7 +90,7 @@ class _TransformerByGraph(_ByGraph):
         return_dict: bool = True,
         **others: Any,
     ) -> EndoraTransformer3DModelOutput | tuple:
-        if any(others.values()) or self.module.is_cache_enabled or torch.is_grad_enabled():
+        if any(others.values()) or self.module.is_cache_enabled or self.runs_by_torch():
             arguments = {"class_labels": class_labels, "return_dict": return_dict, **others}
             return type(self.module).forward(self.module, hidden_states, timestep, **arguments)
         labels = () if class_labels is None else (class_labels,)

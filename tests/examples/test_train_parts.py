@@ -54,16 +54,14 @@ def test_train_autoencoder_and_resume(material, tmp_path, capsys):
     options = {
         "train_data_dir": material["videos"],
         "validation_data_dir": material["videos"],
-        "resolution": 32,
+        "resolution": 64,
         "block_out_channels": "8 16",
         "teacher": material["teacher"],
-        "sharpening_start": 3,
+        "sharpening_start": 1,
         "train_batch_size": 1,
         "max_train_steps": 4,
         "checkpointing_steps": 2,
     }
-    # a crop of 16 pixels is too small for a discriminator of patches
-    options["resolution"] = 64
     run("train_autoencoder.py", output_dir=tmp_path / "whole", **options)
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
     run("train_autoencoder.py", output_dir=tmp_path / "resumed", **options)
@@ -75,6 +73,37 @@ def test_train_autoencoder_and_resume(material, tmp_path, capsys):
     assert whole.config.scaling_factor != 0.18215
     assert json.loads((tmp_path / "whole" / "training.json").read_text())["held_out_psnr_db"]["mean"] > 0
     assert (tmp_path / "whole" / "reconstruction.png").exists()
+
+
+@pytest.mark.parametrize("script", ["train_teacher.py", "train_autoencoder.py"])
+def test_another_training_in_the_folder_is_refused(script, material, tmp_path):
+    options = {"train_data_dir": material["videos"], "resolution": 32, "train_batch_size": 1, "output_dir": tmp_path}
+    options |= {"width": 12} if "teacher" in script else {"block_out_channels": "8 8"}
+    run(script, max_train_steps=1, **options)
+    with pytest.raises(SystemExit, match=r"--max_train_steps was 1 and is 2\); choose another output folder"):
+        run(script, max_train_steps=2, **options)
+    (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit, match="all of 1 checkpoints are damaged"):
+        run(script, max_train_steps=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("train_teacher.py", {"resolution": 30}, "--resolution 30: expected a multiple of 8 pixels, 32 or more"),
+        ("train_teacher.py", {"checkpointing_steps": 0}, "--checkpointing_steps 0: expected a positive integer"),
+        ("train_teacher.py", {"width": 10}, "--width 10: expected a multiple of --num_heads 3"),
+        ("train_autoencoder.py", {"resolution": 40}, "--resolution 40: expected a multiple of 16 pixels, 32 or more"),
+        ("train_autoencoder.py", {"block_out_channels": "12 16"}, "--block_out_channels 12: expected multiples of 8"),
+        ("train_autoencoder.py", {"teacher": "x"}, "--teacher is used from --sharpening_start on: give both"),
+        ("train_autoencoder.py", {"max_train_steps": 0}, "--max_train_steps 0: expected a positive integer"),
+    ],
+)
+def test_wrong_flags(script, options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(script, train_data_dir=tmp_path, output_dir=tmp_path / "out", **options)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("script", ["train_teacher.py", "train_autoencoder.py"])

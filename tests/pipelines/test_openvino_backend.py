@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from peft import LoraConfig
 from test_pipeline_endora import seeded, tiny_kl, tiny_pipeline
 
 from diffusers_endora.openvino_backend import use_openvino
@@ -68,6 +69,35 @@ def test_what_graphs_do_not_know_runs_as_before(pipes, tmp_path):
     loaded = type(pipe).from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     torch.testing.assert_close(generate(loaded), generate(pipe))
+
+
+def test_lora_counts(pipes):
+    """By torch while it is in layers of its own, by a new graph once it is fused."""
+    pipe, other = pipes
+    generate(other)
+    plain = next(iter(other.transformer.forward.graphs.values()))
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False)
+    for each in pipes:
+        torch.manual_seed(0)
+        each.transformer.add_adapter(config)
+    with_lora = generate(pipe)
+    torch.testing.assert_close(generate(other), with_lora, rtol=0, atol=2e-3)
+    for each in pipes:
+        each.fuse_lora(components=["transformer"])
+        each.unload_lora_weights()
+    torch.testing.assert_close(generate(other), with_lora, rtol=0, atol=2e-3)
+    assert plain not in other.transformer.forward.graphs.values()
+
+
+def test_gradients_and_caches(pipes):
+    pipe, other = pipes
+    latents = torch.randn(1, 4, 8, 8, requires_grad=True)
+    assert other.vae.decode(latents).sample.requires_grad
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.2))
+    with pytest.raises(ValueError, match="has a cache enabled: disable it"):
+        use_openvino(pipe)
+    pipe.transformer.disable_cache()
 
 
 @pytest.mark.slow

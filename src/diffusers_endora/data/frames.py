@@ -19,7 +19,8 @@ def load_frames(
 ) -> tuple[torch.Tensor, list[str]]:
     """Reads every frame of every video below `root`, scaled and cropped to a square as clips are.
 
-    100,000 frames of 128x128 take 4.9 GB. Videos that cannot be read are left out, and logged with the reason.
+    100,000 frames of 128x128 take 4.9 GB, twice that for a moment. Videos that cannot be read are left out, and logged
+    with the reason.
 
     Args:
         root: folder of videos; see `find_videos`.

@@ -21,6 +21,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    PyramidAttentionBroadcastConfig,
+    SASolverScheduler,
 )
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -49,6 +53,12 @@ LEARNED_VARIANCE_SCHEDULERS = (DDPMScheduler, DDPMParallelScheduler)
 
 # The schedulers that step through the noise of rectified flow and nothing else.
 FLOW_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
+
+# Multistep schedulers that build up their history from the first timestep alone.
+NOT_HALFWAY = (PNDMScheduler, LMSDiscreteScheduler)
+
+# Caches that hold one memory whatever the context, in which windows would take each other's attention.
+CACHES_WITHOUT_CONTEXT = (FasterCacheConfig, PyramidAttentionBroadcastConfig)
 
 # The settings of a scheduler that say how much noise a timestep stands for.
 NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "shift")
@@ -187,6 +197,11 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             raise ValueError(
                 f"guidance_scale={guidance_scale} with FasterCache, which expects an unconditional half of the batch: "
                 "set is_guidance_distilled=True in its config to sample without guidance."
+            )
+        if isinstance(cache, CACHES_WITHOUT_CONTEXT) and len(self.windows(num_frames, window_overlap)) > 1:
+            raise ValueError(
+                f"window_overlap={window_overlap} with {type(cache).__name__}, in which windows would take each "
+                "other's attention: disable the cache, or take FirstBlockCache, TaylorSeer or MagCache."
             )
         if class_labels is not None:
             if config.num_classes is None:
@@ -347,7 +362,12 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 scheduler.register_to_config(**{setting: False})
 
     def prepare_timesteps(
-        self, num_inference_steps: int, timesteps: list[int] | None, device: torch.device, strength: float = 1.0
+        self,
+        num_inference_steps: int,
+        timesteps: list[int] | None,
+        device: torch.device,
+        strength: float = 1.0,
+        has_given_frames: bool = False,
     ) -> torch.Tensor:
         """The scheduler's timesteps, noisiest first, or the last `strength` of them; a ValueError if it cannot."""
         name = type(self.scheduler).__name__
@@ -363,6 +383,8 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         if not steps.isfinite().all():
             raise ValueError(f"{num_inference_steps=} does not suit {name}: its timesteps are not finite; take more.")
         if strength < 1:
+            if isinstance(self.scheduler, NOT_HALFWAY):
+                raise ValueError(f"strength={strength}: {name} cannot begin halfway; take another scheduler.")
             order = getattr(self.scheduler, "order", 1)
             num_steps = len(steps) // order
             skipped = (num_steps - int(num_steps * strength)) * order
@@ -371,12 +393,15 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             if hasattr(self.scheduler, "set_begin_index"):
                 self.scheduler.set_begin_index(skipped)
             steps = steps[skipped:]
+        elif has_given_frames and hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)  # else noise is looked up by timestep, of which two may be equal
         return steps
 
     def prepare_frames(self, name: str, frames: Any, batch_size: int, height: int, width: int) -> torch.Tensor:
-        """Given frames as pixels `(B, F, 3, H, W)` in [-1, 1]; a ValueError names the argument that they came by.
+        """Given frames as pixels `(1 or B, F, 3, H, W)` in [-1, 1]; a ValueError names the argument that they came by.
 
-        PIL images of the clip's proportions are resized; arrays and tensors have to be of its size.
+        PIL images of the clip's proportions are resized; arrays and tensors have to be of its size. Four dimensions
+        are the frames of a `video`, of the others one frame for each clip.
         """
         if isinstance(frames, PIL.Image.Image):
             frames = [frames]
@@ -389,15 +414,17 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 )
             resized = [frame.convert("RGB").resize((width, height), PIL.Image.Resampling.LANCZOS) for frame in frames]
             frames = np.stack([np.asarray(frame) for frame in resized])
-        if isinstance(frames, np.ndarray) and frames.ndim in (3, 4, 5):
-            frames = torch.from_numpy(frames).movedim(-1, -3)
+        if isinstance(frames, np.ndarray) and frames.ndim in (3, 4, 5) and frames.dtype.kind in "uif":
+            frames = torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, -3)
         if not isinstance(frames, torch.Tensor) or frames.ndim not in (3, 4, 5):
             raise ValueError(
                 f"{name} is a {type(frames).__name__}: expected PIL images, an array (frames, height, width, 3) or a "
                 "tensor (frames, 3, height, width), for all clips or with the batch before."
             )
+        if name != "video" and frames.ndim == 4:
+            frames = frames[:, None]
         frames = frames[(None,) * (5 - frames.ndim)]
-        if frames.shape[2:] != (3, height, width) or frames.shape[0] not in (1, batch_size):
+        if frames.shape[2:] != (3, height, width) or frames.shape[0] not in (1, batch_size) or frames.shape[1] == 0:
             raise ValueError(
                 f"{name} has shape {tuple(frames.shape)} as (batch, frames, channels, height, width): expected 3 "
                 f"channels of {height}x{width} pixels, for 1 clip or {batch_size}."
@@ -407,7 +434,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             raise ValueError(
                 f"{name} has values from {pixels.min():.3g} to {pixels.max():.3g}: expected uint8 or floats in [0, 1]."
             )
-        return (pixels * 2 - 1).expand(batch_size, -1, -1, -1, -1)
+        return pixels * 2 - 1
 
     def encode_frames(self, pixels: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
         """Pixels `(B, F, 3, H, W)` in [-1, 1] to latents `(B, C, F, h, w)` in float32: the mode of the posterior."""
@@ -423,10 +450,8 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         """Latents as the scheduler has them at a timestep of its schedule."""
         if hasattr(self.scheduler, "scale_noise"):
             return self.scheduler.scale_noise(latents, timestep.reshape(1), noise)
-        if not hasattr(self.scheduler, "add_noise"):
-            raise ValueError(
-                f"{type(self.scheduler).__name__} cannot add noise to given frames: take another scheduler."
-            )
+        if isinstance(self.scheduler, SASolverScheduler) and self.scheduler.config.use_flow_sigmas:
+            raise ValueError("SASolverScheduler cannot add the noise of flow to given frames: take another scheduler.")
         return self.scheduler.add_noise(latents, noise, timestep.reshape(1))
 
     def predict(
@@ -567,12 +592,12 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             decode_chunk_size: frames decoded at a time, 4 by default; changes memory, not results.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             image: the clip's first frame; `last_image`: its last. A PIL image, an array `(H, W, 3)` or a tensor
-                `(3, H, W)`, uint8 or in [0, 1], for all clips or with the batch before. At every step the latents of
-                these frames are replaced by their own with the noise of that step (Song et al. 2021,
-                https://arxiv.org/abs/2011.13456, appendix I.2), which the other frames follow through temporal
-                attention. Needs no training.
+                `(3, H, W)`, uint8 or in [0, 1], for all clips, or a list or a batch of them with one for each clip. At
+                every step the latents of these frames are replaced by their own with the noise of that step (Song et
+                al. 2021, https://arxiv.org/abs/2011.13456, appendix I.2), which the other frames follow through
+                temporal attention. Needs no training.
             last_image: see `image`; both give what lies in between.
-            video: a clip to vary: PIL images, an array `(F, H, W, 3)` or a tensor `(F, 3, H, W)`, as above. It is
+            video: a clip to vary: PIL images, an array `(F, H, W, 3)` or a tensor `(F, 3, H, W)`, or a batch. It is
                 noised to `strength` of the way and denoised from there (SDEdit, Meng et al. 2022,
                 https://arxiv.org/abs/2108.01073). `num_frames` is its length.
             strength: of the variation, in (0, 1]; 1 keeps nothing of `video`. That part of the steps is made.
@@ -639,7 +664,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
 
         # 2. Timesteps
         strength = strength if video is not None else 1.0
-        steps = self.prepare_timesteps(num_inference_steps, timesteps, device, strength)
+        steps = self.prepare_timesteps(num_inference_steps, timesteps, device, strength, bool(given))
         self._num_timesteps = len(steps)
         step_kwargs = {}
         if "generator" in inspect.signature(type(self.scheduler).step).parameters:
@@ -649,7 +674,10 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         channels = self.transformer.config.in_channels
         shape = (batch_size, channels, num_frames, height // self.vae_scale_factor, width // self.vae_scale_factor)
         noise = latents = self.prepare_latents(shape, device, generator, latents)
-        codes = {name: self.encode_frames(pixels, decode_chunk_size) for name, pixels in given.items()}
+        codes = {
+            name: self.encode_frames(pixels, decode_chunk_size).expand(batch_size, -1, -1, -1, -1)
+            for name, pixels in given.items()
+        }
         places = {"image": 0, "last_image": num_frames - 1}
         known = {places[name]: code for name, code in codes.items() if name in places}
         if codes:
@@ -669,6 +697,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 self._current_timestep = timestep
 
                 # 4.1 Frames that are given, with the noise of this step; not halfway through a step of second order
+                latents = latents.clone() if known else latents  # callbacks may have kept them
                 for frame, code in known.items() if getattr(self.scheduler, "state_in_first_order", True) else ():
                     part = slice(frame, frame + 1)
                     latents[:, :, part] = self.add_noise(code, noise[:, :, part], timestep)
@@ -696,6 +725,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                         )
                     latents = returned.get("latents", latents)
                 progress_bar.update()
+        latents = latents.clone() if known else latents
         for frame, code in known.items():
             latents[:, :, frame : frame + 1] = code
         self._current_timestep = None

@@ -1,7 +1,9 @@
 """DINO's self-distillation (Caron et al. 2021, https://arxiv.org/abs/2104.14294), for small teachers of the prior.
 
 A student ViT sees small and large views of a picture and learns to say of each what a teacher, its moving average,
-says of the large ones.
+says of the large ones. What keeps it from saying the same of all pictures is not DINO's running centre, which on small
+batches of pictures as alike as endoscopy's does not, but the assignment of SwAV and DINOv2 (Oquab et al. 2023,
+https://arxiv.org/abs/2304.07193, section 4): within a batch all prototypes are given away alike.
 """
 
 import copy
@@ -36,20 +38,16 @@ class SelfDistillation(nn.Module):
 
     Args:
         vit: what is trained, in place; the teacher starts as its copy.
-        num_prototypes: dimensions of the output, 65,536 in the paper.
+        num_prototypes: dimensions of the output, 65,536 in the paper; few for small batches.
         student_temperature, teacher_temperature: the paper's 0.1 and 0.04, without its warm-up to 0.07.
-        centre_momentum: of the running mean that is subtracted from the teacher's scores (eq. 4).
     """
-
-    centre: torch.Tensor
 
     def __init__(
         self,
         vit: ViTModel,
-        num_prototypes: int = 1024,
+        num_prototypes: int = 128,
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.04,
-        centre_momentum: float = 0.9,
     ) -> None:
         super().__init__()
         width = vit.config.hidden_size
@@ -58,8 +56,6 @@ class SelfDistillation(nn.Module):
         self.teacher.requires_grad_(False)
         self.teacher_head.requires_grad_(False)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
-        self.centre_momentum = centre_momentum
-        self.register_buffer("centre", torch.zeros(num_prototypes))
 
     def forward(self, large: list[torch.Tensor], small: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Equation 3: cross-entropy between teacher and student over all pairs of different views.
@@ -68,19 +64,18 @@ class SelfDistillation(nn.Module):
             large, small: views of the same pictures, each `(B, 3, side, side)` in [-1, 1].
 
         Returns:
-            The loss, and the mean entropy of the teacher's output, nats: near 0 or near log(num_prototypes) for long,
-            the training has collapsed.
+            The loss, and the mean entropy of the teacher's output, nats: near log(num_prototypes) for long, the
+            training has collapsed.
         """
         scores = self._scores(self.student, self.student_head, large)
         if small:
             scores = torch.cat([scores, self._scores(self.student, self.student_head, small)])
         with torch.no_grad():
-            targets = self._scores(self.teacher, self.teacher_head, large)
-            certain = F.softmax((targets - self.centre) / self.teacher_temperature, dim=-1)
-            if self.training:
-                self.centre.lerp_(targets.flatten(0, 1).mean(0), 1 - self.centre_momentum)
+            targets = self._scores(self.teacher, self.teacher_head, large).flatten(0, 1)
+            certain = balanced_assignment(targets / self.teacher_temperature).unflatten(0, (len(large), -1))
         log_probabilities = F.log_softmax(scores / self.student_temperature, dim=-1)
-        cross_entropy = -torch.einsum("tbk,sbk->ts", certain, log_probabilities) / certain.shape[1]
+        # not by einsum, which autocast would take to bfloat16
+        cross_entropy = -(certain[:, None] * log_probabilities[None]).sum(-1).mean(-1)  # (large views, views)
         others = ~torch.eye(*cross_entropy.shape, dtype=torch.bool, device=cross_entropy.device)
         entropy = -(certain * certain.clamp_min(1e-12).log()).sum(-1).mean()
         return cross_entropy[others].mean(), entropy
@@ -93,10 +88,22 @@ class SelfDistillation(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, progress: float, momentum: float = 0.996) -> None:
-        """The teacher follows the student, ever more slowly: its momentum goes to 1 by a cosine as `progress` does."""
+        """The teacher follows the student, ever more slowly: its momentum goes to 1 by a cosine as `progress` does.
+
+        The paper starts at 0.996; a short training wants less.
+        """
         rate = (1 - momentum) * (math.cos(math.pi * progress) + 1) / 2
         for slow, fast in ((self.teacher, self.student), (self.teacher_head, self.student_head)):
             torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), rate)
+
+
+def balanced_assignment(scores: torch.Tensor, num_iterations: int = 3) -> torch.Tensor:
+    """Probabilities `(N, K)` after scores, of sum 1 in each row and about N / K in each column (Sinkhorn-Knopp)."""
+    log_probabilities = scores - scores.logsumexp((0, 1))
+    for _ in range(num_iterations):
+        log_probabilities = log_probabilities - log_probabilities.logsumexp(0, keepdim=True)
+        log_probabilities = log_probabilities - log_probabilities.logsumexp(1, keepdim=True)
+    return log_probabilities.exp()
 
 
 def random_views(
