@@ -16,8 +16,8 @@ python "$examples/render_phantom.py" --output_dir "$work/phantom/validation" --s
 
 echo "== 2. a teacher for the prior, and for the autoencoder's sense of likeness"
 python "$examples/train_teacher.py" --train_data_dir "$work/phantom/train" \
-    --validation_data_dir "$work/phantom/validation" --output_dir "$work/teacher" --num_small_views 2 \
-    --max_train_steps 1200 --mixed_precision bf16
+    --validation_data_dir "$work/phantom/validation" --output_dir "$work/teacher" \
+    --max_train_steps 1800 --mixed_precision bf16
 
 echo "== 3. the autoencoder"
 python "$examples/train_autoencoder.py" --train_data_dir "$work/phantom/train" \

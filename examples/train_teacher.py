@@ -1,4 +1,4 @@
-"""Trains a small ViT by DINO's self-distillation on the frames of videos: a teacher for the prior, made at home.
+"""Trains a small ViT by self-distillation on the frames of videos: a teacher for the prior, made at home.
 
     python examples/train_teacher.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir OUT
 
@@ -17,13 +17,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import set_seed
 from transformers import ViTConfig, ViTModel
 
 from diffusers_endora.data.frames import as_pixels, load_frames
 from diffusers_endora.files import replacing_entries
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
-from diffusers_endora.training.self_distillation import SelfDistillation, nearest_neighbour_accuracy, random_views
+from diffusers_endora.training.self_distillation import (
+    SelfDistillation,
+    hidden_patches,
+    nearest_neighbour_accuracy,
+    random_views,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,11 +40,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--num_layers", type=int, default=12)
     parser.add_argument("--num_heads", type=int, default=3)
-    parser.add_argument("--num_small_views", type=int, default=2)
+    parser.add_argument("--hidden_share", type=float, default=0.6, help="of a picture's patches")
     parser.add_argument("--train_batch_size", type=int, default=32)
     parser.add_argument("--max_train_steps", type=int, default=2000)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--teacher_momentum", type=float, default=0.99, help="at the start; in DINO 0.996")
+    parser.add_argument("--teacher_momentum", type=float, default=0.99, help="at the start")
     parser.add_argument("--checkpointing_steps", type=int, default=250)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--seed", type=int, default=0)
@@ -49,6 +54,8 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
     if args.resolution < 32 or args.resolution % 8:
         parser.error(f"--resolution {args.resolution}: expected a multiple of 8 pixels, 32 or more.")
+    if not 0 < args.hidden_share < 1:
+        parser.error(f"--hidden_share {args.hidden_share}: expected a number between 0 and 1.")
     if args.width % args.num_heads:
         parser.error(f"--width {args.width}: expected a multiple of --num_heads {args.num_heads}.")
     return args
@@ -58,14 +65,16 @@ Frames = tuple[torch.Tensor, torch.Tensor]  # uint8 (N, 3, H, W) and their class
 
 
 def accuracy(vit: ViTModel | None, known: Frames, asked: Frames) -> float:
-    """Of nearest neighbours by [CLS]; without a network by pixels, at 16x16."""
+    """Of nearest neighbours by the mean of tokens; without a network by pixels, at 16x16."""
 
     @torch.no_grad()
     def features(frames: torch.Tensor) -> torch.Tensor:
         pixels = (as_pixels(chunk) for chunk in frames.split(64))
         if vit is None:
             return torch.cat([F.adaptive_avg_pool2d(chunk, 16).flatten(1) for chunk in pixels])
-        return torch.cat([vit(chunk, interpolate_pos_encoding=True).last_hidden_state[:, 0] for chunk in pixels])
+        return torch.cat(
+            [vit(chunk, interpolate_pos_encoding=True).last_hidden_state[:, 1:].mean(1) for chunk in pixels]
+        )
 
     return nearest_neighbour_accuracy(features(known[0]), known[1], features(asked[0]), asked[1])
 
@@ -93,7 +102,7 @@ def main() -> None:
         attn_implementation="eager",  # on so few tokens faster than fused attention, backward in bfloat16 above all
     )
     untrained = ViTModel(config, add_pooling_layer=False).eval()
-    model = SelfDistillation(ViTModel(config, add_pooling_layer=False))
+    model = SelfDistillation(ViTModel(config, add_pooling_layer=False, use_mask_token=True))
     model.teacher.eval()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=0.04)
@@ -107,19 +116,18 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"train_teacher.py: error: {error}")
 
-    # 2. Self-distillation: two large views of each frame, and some small ones
-    large, small = 5 * args.resolution // 8 // 8 * 8, 3 * args.resolution // 8 // 8 * 8
+    # 2. Self-distillation, on a part of each frame
+    side = 3 * args.resolution // 4 // 8 * 8
     for step in resumable_steps(
         accelerator, args.output_dir, done, args.max_train_steps, args.checkpointing_steps, arguments
     ):
         generator = torch.Generator().manual_seed(args.seed * 2**32 + step)
         chosen = torch.randint(len(frames), (args.train_batch_size,), generator=generator)
         pixels = as_pixels(frames[chosen])
-        large_views = [random_views(pixels, large, (0.4, 1.0), generator) for _ in range(2)]
-        small_views = [random_views(pixels, small, (0.05, 0.4), generator) for _ in range(args.num_small_views)]
-        large_views, small_views = send_to_device((large_views, small_views), accelerator.device)
+        views = random_views(pixels, side, (0.4, 1.0), generator).to(accelerator.device)
+        is_hidden = hidden_patches(len(views), side // 8, args.hidden_share, generator).to(accelerator.device)
         with accelerator.autocast():
-            loss, entropy = model(large_views, small_views)
+            loss = model(views, is_hidden)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(trained, 3.0)
         optimizer.step()
@@ -127,7 +135,7 @@ def main() -> None:
         optimizer.zero_grad()
         accelerator.unwrap_model(model).update_teacher(step / args.max_train_steps, args.teacher_momentum)
         if step % 50 == 0:
-            accelerator.print(f"step {step}: loss {loss.item():.3f}, entropy of the teacher {entropy.item():.3f}")
+            accelerator.print(f"step {step}: loss {loss.item():.3f}")
 
     # 3. The teacher, and how well it tells classes apart
     vit = accelerator.unwrap_model(model).teacher.eval().cpu()

@@ -1,12 +1,10 @@
-import math
-
 import pytest
 import torch
 from transformers import ViTConfig, ViTModel
 
 from diffusers_endora.training.self_distillation import (
     SelfDistillation,
-    balanced_assignment,
+    hidden_patches,
     nearest_neighbour_accuracy,
     random_views,
 )
@@ -16,51 +14,57 @@ from diffusers_endora.training.self_distillation import (
 def model():
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
     )
-    model = SelfDistillation(ViTModel(config, add_pooling_layer=False), num_prototypes=8)
+    model = SelfDistillation(ViTModel(config, add_pooling_layer=False, use_mask_token=True), num_target_layers=2)
     model.teacher.eval()
     return model
 
 
-def test_loss_is_cross_entropy_over_pairs_of_different_views(model):
-    model.eval()
-    large, small = [torch.randn(3, 3, 32, 32) for _ in range(2)], [torch.randn(3, 3, 16, 16)]
-    loss, entropy = model(large, small)
-
-    def scores(view):
-        return model.student_head(model.student(view, interpolate_pos_encoding=True).last_hidden_state[:, 0])
-
-    terms = []
-    of_both = balanced_assignment(torch.cat([scores(view) for view in large]) / 0.04).split(3)
-    for t in range(len(large)):  # the teacher is still the student's copy
-        certain = of_both[t]
-        for s, of_student in enumerate([*large, *small]):
-            if t != s:
-                terms.append(-(certain * (scores(of_student) / 0.1).log_softmax(-1)).sum(-1).mean())
-    assert len(terms) == 4
-    torch.testing.assert_close(loss, torch.stack(terms).mean())
-    assert 0 <= entropy <= math.log(8)
+def test_targets_say_what_sets_a_picture_apart(model):
+    pixels = torch.randn(5, 3, 32, 32)
+    targets = model.targets(pixels)
+    assert targets.shape == (5, 16, 16)
+    torch.testing.assert_close(targets.mean(0), torch.zeros(16, 16), rtol=0, atol=1e-6)
+    torch.testing.assert_close(targets.square().mean((0, 1)), torch.ones(16))
+    same = model.targets(pixels[:1].expand(5, -1, -1, -1))
+    assert same.abs().max() < 0.1  # nothing does
 
 
-def test_assignment_is_balanced():
-    torch.manual_seed(0)
-    scores = 5 * torch.randn(64, 8) + torch.arange(8)  # the last prototypes are the best for all
-    probabilities = balanced_assignment(scores, num_iterations=50)
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(64))
-    torch.testing.assert_close(probabilities.sum(0), torch.full((8,), 8.0), rtol=0.01, atol=0)
-    assert scores.softmax(1).sum(0).max() > 15
-    few = balanced_assignment(scores)
-    torch.testing.assert_close(few.sum(1), torch.ones(64))
+def test_loss_is_the_error_at_hidden_patches_alone(model):
+    pixels = torch.randn(5, 3, 32, 32)
+    is_hidden = hidden_patches(5, 4, 0.5, torch.Generator().manual_seed(0))
+    expected = model.targets(pixels)
+    tokens = model.student(pixels, bool_masked_pos=is_hidden, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
+    errors = (model.predictor(tokens) - expected).square().mean(-1)
+    torch.testing.assert_close(model(pixels, is_hidden), errors[is_hidden].mean())
+    for layer in model.predictor[::2]:
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    everything = torch.ones(5, 16, dtype=torch.bool)
+    torch.testing.assert_close(model(pixels, everything), torch.tensor(1.0))
+
+
+def test_it_learns(model):
+    """On pictures whose hidden half follows from the other."""
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(60):
+        pixels = torch.randn(16, 3, 1, 1, generator=generator).expand(-1, -1, 32, 32)
+        loss = model(pixels, hidden_patches(16, 4, 0.5, generator))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[0] > 0.9
+    assert losses[-1] < 0.5
 
 
 def test_gradients_reach_the_student_alone(model):
-    model.train()
-    views = [torch.randn(4, 3, 32, 32) for _ in range(2)]
-    loss, _ = model(views, [])
-    loss.backward()
-    assert all(p.grad is not None for p in model.student_head.parameters())
-    assert not any(p.requires_grad for p in [*model.teacher.parameters(), *model.teacher_head.parameters()])
+    model(torch.randn(4, 3, 32, 32), hidden_patches(4, 4, 0.5, torch.Generator())).backward()
+    assert model.student.embeddings.mask_token.grad is not None
+    assert not any(p.requires_grad for p in model.teacher.parameters())
 
 
 def test_teacher_follows_by_the_stated_rate(model):
@@ -71,6 +75,13 @@ def test_teacher_follows_by_the_stated_rate(model):
     assert torch.equal(model.teacher.embeddings.cls_token, before)
     model.update_teacher(progress=0.0, momentum=0.9)
     torch.testing.assert_close(model.teacher.embeddings.cls_token, before + 0.1)
+
+
+def test_hidden_patches_are_blobs():
+    is_hidden = hidden_patches(50, 12, 0.6, torch.Generator().manual_seed(0)).unflatten(1, (12, 12))
+    assert (is_hidden.sum((1, 2)) == round(0.6 * 144)).all()
+    alike = (is_hidden[:, 1:] == is_hidden[:, :-1]).float().mean()
+    assert alike > 0.7  # by chance 0.52
 
 
 def test_views_are_parts_of_their_pictures():

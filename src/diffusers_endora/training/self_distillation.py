@@ -1,9 +1,9 @@
-"""DINO's self-distillation (Caron et al. 2021, https://arxiv.org/abs/2104.14294), for small teachers of the prior.
+"""Self-distillation of small ViTs, for teachers of the prior: data2vec (Baevski et al. 2022,
+https://arxiv.org/abs/2202.03555) on pictures.
 
-A student ViT sees small and large views of a picture and learns to say of each what a teacher, its moving average,
-says of the large ones. What keeps it from saying the same of all pictures is not DINO's running centre, which on small
-batches of pictures as alike as endoscopy's does not, but the assignment of SwAV and DINOv2 (Oquab et al. 2023,
-https://arxiv.org/abs/2304.07193, section 4): within a batch all prototypes are given away alike.
+A student sees a picture with most of its patches hidden, and predicts there what a teacher, its moving average, makes
+of the whole picture. (DINO's own training, by views and prototypes, did not leave its plateau in the thousand steps of
+small batches that a CPU affords: on pictures as alike as endoscopy's all outputs became the same.)
 """
 
 import copy
@@ -15,95 +15,59 @@ from torch import nn
 from transformers import ViTModel
 
 
-class ProjectionHead(nn.Module):
-    """From a [CLS] token to scores of prototypes (section 3.1): a perceptron, length 1, a weight-normalised layer."""
-
-    def __init__(self, width: int, hidden: int, bottleneck: int, num_prototypes: int) -> None:
-        super().__init__()
-        layers = [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()]
-        self.perceptron = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
-        for module in self.perceptron:
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        self.prototypes = nn.Parameter(torch.randn(num_prototypes, bottleneck))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`(B, width)` -> `(B, num_prototypes)`, cosines."""
-        return F.linear(F.normalize(self.perceptron(tokens), dim=-1), F.normalize(self.prototypes, dim=-1))
-
-
 class SelfDistillation(nn.Module):
     """Student, teacher and loss.
 
     Args:
-        vit: what is trained, in place; the teacher starts as its copy.
-        num_prototypes: dimensions of the output, 65,536 in the paper; few for small batches.
-        student_temperature, teacher_temperature: the paper's 0.1 and 0.04, without its warm-up to 0.07.
+        vit: what is trained, in place, with `use_mask_token`; the teacher starts as its copy.
+        num_target_layers: last blocks whose outputs are averaged to what the student predicts.
     """
 
-    def __init__(
-        self,
-        vit: ViTModel,
-        num_prototypes: int = 128,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
-    ) -> None:
+    def __init__(self, vit: ViTModel, num_target_layers: int = 6) -> None:
         super().__init__()
         width = vit.config.hidden_size
-        self.student, self.student_head = vit, ProjectionHead(width, 4 * width, width, num_prototypes)
-        self.teacher, self.teacher_head = copy.deepcopy(vit), copy.deepcopy(self.student_head)
-        self.teacher.requires_grad_(False)
-        self.teacher_head.requires_grad_(False)
-        self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
+        self.student, self.teacher = vit, copy.deepcopy(vit).requires_grad_(False)
+        self.predictor = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.num_target_layers = num_target_layers
 
-    def forward(self, large: list[torch.Tensor], small: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Equation 3: cross-entropy between teacher and student over all pairs of different views.
+    def forward(self, pixels: torch.Tensor, is_hidden: torch.Tensor) -> torch.Tensor:
+        """Mean squared error at the hidden patches; 1 is what knowing nothing of the picture scores.
 
         Args:
-            large, small: views of the same pictures, each `(B, 3, side, side)` in [-1, 1].
-
-        Returns:
-            The loss, and the mean entropy of the teacher's output, nats: near log(num_prototypes) for long, the
-            training has collapsed.
+            pixels: `(B, 3, H, W)` in [-1, 1].
+            is_hidden: bool `(B, N)`, patches row by row.
         """
-        scores = self._scores(self.student, self.student_head, large)
-        if small:
-            scores = torch.cat([scores, self._scores(self.student, self.student_head, small)])
-        with torch.no_grad():
-            targets = self._scores(self.teacher, self.teacher_head, large).flatten(0, 1)
-            certain = balanced_assignment(targets / self.teacher_temperature).unflatten(0, (len(large), -1))
-        log_probabilities = F.log_softmax(scores / self.student_temperature, dim=-1)
-        # not by einsum, which autocast would take to bfloat16
-        cross_entropy = -(certain[:, None] * log_probabilities[None]).sum(-1).mean(-1)  # (large views, views)
-        others = ~torch.eye(*cross_entropy.shape, dtype=torch.bool, device=cross_entropy.device)
-        entropy = -(certain * certain.clamp_min(1e-12).log()).sum(-1).mean()
-        return cross_entropy[others].mean(), entropy
-
-    @staticmethod
-    def _scores(vit: nn.Module, head: nn.Module, views: list[torch.Tensor]) -> torch.Tensor:
-        """`(views, B, num_prototypes)`, float32."""
-        tokens = vit(torch.cat(views), interpolate_pos_encoding=True).last_hidden_state[:, 0]
-        return head(tokens).float().unflatten(0, (len(views), -1))
+        expected = self.targets(pixels)[is_hidden]
+        tokens = self.student(pixels, bool_masked_pos=is_hidden, interpolate_pos_encoding=True).last_hidden_state
+        return F.mse_loss(self.predictor(tokens[:, 1:][is_hidden]).float(), expected)
 
     @torch.no_grad()
-    def update_teacher(self, progress: float, momentum: float = 0.996) -> None:
-        """The teacher follows the student, ever more slowly: its momentum goes to 1 by a cosine as `progress` does.
+    def targets(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the teacher makes of each patch, `(B, N, width)`, float32.
 
-        The paper starts at 0.996; a short training wants less.
+        Outputs of the last blocks, each token of mean 0 and variance 1, averaged (section 3.3). From each place the
+        batch's mean is taken, and each channel is scaled to a variance of 1, so that neither the same for all pictures
+        nor nothing at all is a way out.
         """
+        states = self.teacher(pixels, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states
+        chosen = [F.layer_norm(state[:, 1:].float(), state.shape[-1:]) for state in states[-self.num_target_layers :]]
+        tokens = torch.stack(chosen).mean(0)
+        tokens = tokens - tokens.mean(0)
+        return tokens / tokens.square().mean((0, 1)).sqrt().clamp_min(1e-3)
+
+    @torch.no_grad()
+    def update_teacher(self, progress: float, momentum: float = 0.99) -> None:
+        """The teacher follows the student, ever more slowly: its momentum goes to 1 by a cosine as `progress` does."""
         rate = (1 - momentum) * (math.cos(math.pi * progress) + 1) / 2
-        for slow, fast in ((self.teacher, self.student), (self.teacher_head, self.student_head)):
-            torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), rate)
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), rate)
 
 
-def balanced_assignment(scores: torch.Tensor, num_iterations: int = 3) -> torch.Tensor:
-    """Probabilities `(N, K)` after scores, of sum 1 in each row and about N / K in each column (Sinkhorn-Knopp)."""
-    log_probabilities = scores - scores.logsumexp((0, 1))
-    for _ in range(num_iterations):
-        log_probabilities = log_probabilities - log_probabilities.logsumexp(0, keepdim=True)
-        log_probabilities = log_probabilities - log_probabilities.logsumexp(1, keepdim=True)
-    return log_probabilities.exp()
+def hidden_patches(batch: int, side: int, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Which patches of `side` x `side` are hidden: blobs, `share` of all; bool `(batch, side * side)`."""
+    coarse = torch.rand(batch, 1, max(2, side // 3), max(2, side // 3), generator=generator)
+    heights = F.interpolate(coarse, (side, side), mode="bicubic").flatten(1)
+    ranks = heights.argsort(dim=1).argsort(dim=1)
+    return ranks < round(share * side * side)
 
 
 def random_views(
