@@ -18,6 +18,7 @@ drift against calls.
 """
 
 import argparse
+import hashlib
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -191,6 +192,10 @@ def measure_fvd(pipeline: EndoraPipeline, args: argparse.Namespace, results: dic
     num_frames, own_scheduler = pipeline.transformer.config.num_frames, pipeline.scheduler
     # spread over all videos, which are sorted by class
     real = clips_at_fixed_offsets(open_videos(args.real), 2 * args.num_clips, num_frames, num_frames)
+    of_real = hashlib.sha256("".join(clip.key for clip in real).encode()).hexdigest()
+    if results["real"] not in (None, of_real):
+        raise SystemExit(f"--output_dir {args.output_dir}: holds distances from other real clips.")
+    results["real"] = of_real
     real_features = store(real, Preparation(None), "real clips")["features"]
     halves = real_features[::2], real_features[1::2]
     flat_halves = [half.reshape(-1, half.shape[-1]) for half in halves]
@@ -281,12 +286,14 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "sampling.json"
     settings = {"transformer": hash_weights(pipeline.transformer), "num_noises": args.num_noises}
-    settings |= {"num_clips": args.num_clips, "real": args.real and str(Path(args.real).resolve().name)}
-    results = json.loads(path.read_text()) if path.exists() else {"drift": {}, "fvd": {}, "floor": None} | settings
+    settings |= {"num_clips": args.num_clips}
+    results = {"drift": {}, "fvd": {}, "floor": None, "real": None, **settings}
+    if path.exists():
+        results = json.loads(path.read_text())
     for name, value in settings.items():
-        if results[name] != value and not (name == "real" and None in (value, results[name])):
-            parser.error(f"--output_dir {args.output_dir}: holds results of {name} {results[name]}, not {value}.")
-    results |= {"real": settings["real"] or results["real"]}
+        if results.get(name) != value:
+            parser.error(f"--output_dir {args.output_dir}: holds results of {name} {results.get(name)}, not {value}.")
+    save(args, results)
     measure_drift(pipeline, args, results)
     plot(args, results)
     if args.real:

@@ -17,7 +17,9 @@ goes on from them.
 """
 
 import argparse
+import copy
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from accelerate.utils import set_seed
 from diffusers_endora.files import replacing_entries
 from diffusers_endora.training.adapter import ATTENTION_PROJECTIONS, load_base, put_adapter_into, save_adapter
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
+from diffusers_endora.training.training_model import use_plain_attention
 from diffusers_endora.training.trajectories import flow_solver, record_trajectories, straight_velocity
 
 
@@ -61,6 +64,10 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--checkpointing_steps {args.checkpointing_steps}: expected a positive integer.")
     if not args.flow_shift > 0:
         parser.error(f"--flow_shift {args.flow_shift}: expected a positive number.")
+    try:
+        re.compile(args.lora_targets)
+    except re.error as error:
+        parser.error(f"--lora_targets {args.lora_targets}: is no regular expression ({error}).")
     args.lora_alpha, args.lora_dropout = args.rank, 0.0
     return args
 
@@ -75,6 +82,7 @@ def main() -> None:
     # 1. The teacher's ways
     try:
         _, pipeline = load_base(args.pretrained_model)
+        put_adapter_into(copy.deepcopy(pipeline.transformer), args)  # what is wrong with it shows before the work
         pipeline.to(accelerator.device)
         states, labels, sigmas = record_trajectories(
             pipeline,
@@ -99,7 +107,7 @@ def main() -> None:
         optimizer, max_lr=args.learning_rate, total_steps=args.max_train_steps, pct_start=0.05, cycle_momentum=False
     )
     if accelerator.device.type == "cpu" and args.mixed_precision == "bf16":
-        transformer.set_attention_backend("_native_math")  # see `Trainer`
+        use_plain_attention(transformer)
     model, optimizer, schedule = accelerator.prepare(transformer, optimizer, schedule)
     arguments = {name: value for name, value in vars(args).items() if name != "output_dir"}
     try:
@@ -108,7 +116,7 @@ def main() -> None:
         sys.exit(f"distill_endora.py: error: {error}")
 
     # 3. From the beginning of a segment straight to its end
-    total, last = 0.0, 0.0
+    losses = []
     for step in resumable_steps(
         accelerator, args.output_dir, done, args.max_train_steps, args.checkpointing_steps, arguments
     ):
@@ -127,17 +135,17 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        total += loss.item()
+        losses.append(loss.item())
         if (step + 1) % 100 == 0:
-            last, total = total / 100, 0.0
-            accelerator.print(f"step {step + 1}: squared error of the velocity {last:.4f}")
+            accelerator.print(f"step {step + 1}: squared error of the velocity {sum(losses) / len(losses):.4f}")
+            losses.clear()
 
     # 4. The adapter and its scheduler
     student: Any = accelerator.unwrap_model(model)
     with replacing_entries(args.output_dir) as folder:
         save_adapter(folder, student, student.state_dict())
         scheduler.save_pretrained(folder / "scheduler")
-        (folder / "training.json").write_text(json.dumps({"arguments": arguments, "last_loss": last}, indent=2))
+        (folder / "training.json").write_text(json.dumps({"arguments": arguments}, indent=2))
     print(f"Adapter: {args.output_dir}")
 
 

@@ -172,7 +172,7 @@ def main() -> None:
         sys.exit(f"train_autoencoder.py: error: {error}")
 
     # 2. The training
-    sums: dict[str, float] = defaultdict(float)
+    logged: dict[str, list[float]] = defaultdict(list)
     for step in resumable_steps(
         accelerator, args.output_dir, done, args.max_train_steps, args.checkpointing_steps, arguments
     ):
@@ -206,10 +206,12 @@ def main() -> None:
             judge.zero_grad()
 
         for name, term in terms.items():
-            sums[name] += term.item()
+            logged[name].append(term.item())
         if (step + 1) % 100 == 0:
-            accelerator.print(f"step {step + 1}: " + ", ".join(f"{name} {sums[name] / 100:.4f}" for name in sums))
-            sums.clear()
+            accelerator.print(
+                f"step {step + 1}: " + ", ".join(f"{name} {sum(of) / len(of):.4f}" for name, of in logged.items())
+            )
+            logged.clear()
         if (step + 1) % args.checkpointing_steps == 0:
             save(accelerator.unwrap_model(average).module.eval(), frames, held_out, args.output_dir, arguments)
 

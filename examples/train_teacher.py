@@ -54,14 +54,27 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
     if args.resolution < 32 or args.resolution % 8:
         parser.error(f"--resolution {args.resolution}: expected a multiple of 8 pixels, 32 or more.")
-    if not 0 < args.hidden_share < 1:
-        parser.error(f"--hidden_share {args.hidden_share}: expected a number between 0 and 1.")
+    if args.train_batch_size < 2:
+        parser.error("--train_batch_size 1: expected 2 or more, as pictures are told from each other.")
+    if not 1 <= round(args.hidden_share * num_patches(args.resolution)) < num_patches(args.resolution):
+        parser.error(
+            f"--hidden_share {args.hidden_share}: expected a share of {num_patches(args.resolution)} patches."
+        )
     if args.width % args.num_heads:
         parser.error(f"--width {args.width}: expected a multiple of --num_heads {args.num_heads}.")
     return args
 
 
 Frames = tuple[torch.Tensor, torch.Tensor]  # uint8 (N, 3, H, W) and their classes (N,)
+
+
+def side_of_parts(resolution: int) -> int:
+    """Pixels on a side of the parts of frames that are learned from: three quarters, in whole patches."""
+    return 3 * resolution // 4 // 8 * 8
+
+
+def num_patches(resolution: int) -> int:
+    return (side_of_parts(resolution) // 8) ** 2
 
 
 def accuracy(vit: ViTModel | None, known: Frames, asked: Frames) -> float:
@@ -117,7 +130,7 @@ def main() -> None:
         sys.exit(f"train_teacher.py: error: {error}")
 
     # 2. Self-distillation, on a part of each frame
-    side = 3 * args.resolution // 4 // 8 * 8
+    side = side_of_parts(args.resolution)
     for step in resumable_steps(
         accelerator, args.output_dir, done, args.max_train_steps, args.checkpointing_steps, arguments
     ):

@@ -61,7 +61,7 @@ class _ByGraph:
         self.module, self.compiled = module, compiled
         self.own = _OwnForward(module, **options)
         self.graphs: dict[tuple, Callable[..., torch.Tensor]] = {}
-        self.weights: list[tuple[int, int]] = []  # that the graphs hold
+        self.weights = torch.empty(0)  # a sample of those that the graphs hold
 
     def runs_by_torch(self) -> bool:
         return torch.is_grad_enabled() or bool(getattr(self.module, "peft_config", None))
@@ -69,8 +69,10 @@ class _ByGraph:
     def __call__(self, *inputs: torch.Tensor) -> Any:
         if self.runs_by_torch():
             return type(self.module).forward(self.module, *inputs)
-        weights = [(value.data_ptr(), value._version) for value in self.module.parameters()]
-        if weights != self.weights:
+        # in place, as LoRA is fused, weights change without a mark: some of each are looked at
+        flat = (value.detach().flatten() for value in self.module.parameters())
+        weights = torch.cat([value[:: -(-value.numel() // 16)] for value in flat])
+        if not torch.equal(weights, self.weights):
             self.graphs, self.weights = {}, weights
         key = tuple((value.shape, value.dtype) for value in inputs)
         if key not in self.graphs:

@@ -20,15 +20,19 @@ from hub_server import TOKEN, Fault, HubServer
 from safetensors.torch import load_file, save_file
 from script_runs import EXAMPLES, as_flags, read_log, run_main
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import ViTModel
 
 from diffusers_endora import DinoPrior, EndoraPipeline, EndoraTransformer3DModel
 from diffusers_endora.data.corpora.phantom import Phantom
 from diffusers_endora.data.video_io import read_video_info
+from diffusers_endora.training import trainer
 from diffusers_endora.training.checkpoints import find_damage
 from diffusers_endora.training.trainer import Trainer
 from diffusers_endora.training.training_clips import TrainingClips
+from diffusers_endora.training.training_model import use_plain_attention
 from diffusers_endora.training.validation import Validation
 
 SCRIPT = EXAMPLES / "train_endora.py"
@@ -561,21 +565,29 @@ def test_the_phantom_by_its_name(material, tmp_path, monkeypatch):
 
 
 def test_bfloat16_on_a_cpu_goes_by_plain_attention(material, tmp_path, monkeypatch):
-    backends = []
-    unpatched = EndoraTransformer3DModel.set_attention_backend
-
-    def remember(self, backend):
-        backends.append(backend)
-        unpatched(self, backend)
-
-    monkeypatch.setattr(EndoraTransformer3DModel, "set_attention_backend", remember)
+    changed = []
+    monkeypatch.setattr(trainer, "use_plain_attention", lambda model: changed.append(use_plain_attention(model)))
     options = {"max_train_steps": 3, "validation_steps": 9, "logging_steps": 1}
     for precision in ("no", "bf16"):
         train(material, tmp_path / precision, mixed_precision=precision, **options)
-    assert backends == ["_native_math"]
+    assert len(changed) == 1
     full, half = (torch.tensor([row["mse"] for row in read_log(tmp_path / name)]) for name in ("no", "bf16"))
     torch.testing.assert_close(half, full, rtol=0.02, atol=0)
     assert not torch.equal(half, full)
+
+
+def test_plain_attention_is_that_of_one_model_alone():
+    sizes = {"num_layers": 1, "sample_size": 4, "num_frames": 2}
+    models = [EndoraTransformer3DModel(2, 8, **sizes) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    use_plain_attention(models[0])
+    kernels = []
+    for model in models:
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]), profile() as profiled, torch.no_grad():
+            model(torch.ones(1, 4, 2, 4, 4), torch.tensor([5]))
+        kernels.append({event.key for event in profiled.key_averages() if "flash" in event.key})
+    assert not kernels[0]
+    assert kernels[1]
 
 
 def test_accelerate_launch(material, tmp_path):

@@ -13,6 +13,7 @@ from transformers import ViTModel
 from diffusers_endora.data.phantom import render_phantom_clip
 from diffusers_endora.data.video_io import read_frames
 from diffusers_endora.models.autoencoder import load_vae
+from diffusers_endora.training.checkpoints import seal
 from diffusers_endora.training.dino_prior import DinoPrior
 
 
@@ -77,13 +78,19 @@ def test_train_autoencoder_and_resume(material, tmp_path, capsys):
 
 @pytest.mark.parametrize("script", ["train_teacher.py", "train_autoencoder.py"])
 def test_another_training_in_the_folder_is_refused(script, material, tmp_path):
-    options = {"train_data_dir": material["videos"], "resolution": 32, "train_batch_size": 1, "output_dir": tmp_path}
+    options = {"train_data_dir": material["videos"], "resolution": 32, "train_batch_size": 2, "output_dir": tmp_path}
     options |= {"width": 12} if "teacher" in script else {"block_out_channels": "8 8"}
     run(script, max_train_steps=1, **options)
     with pytest.raises(SystemExit, match=r"--max_train_steps was 1 and is 2\); choose another output folder"):
         run(script, max_train_steps=2, **options)
     (tmp_path / "checkpoint-1" / "model.safetensors").write_bytes(b"")
     with pytest.raises(SystemExit, match="all of 1 checkpoints are damaged"):
+        run(script, max_train_steps=1, **options)
+    (tmp_path / "checkpoint-1").rename(tmp_path / "checkpoint-2")
+    for path in (tmp_path / "checkpoint-2").iterdir():
+        path.unlink()
+    seal(tmp_path / "checkpoint-2")  # whole, and not of these scripts
+    with pytest.raises(SystemExit, match="checkpoint-2 is of another training; choose another output folder"):
         run(script, max_train_steps=1, **options)
 
 
@@ -92,6 +99,8 @@ def test_another_training_in_the_folder_is_refused(script, material, tmp_path):
     [
         ("train_teacher.py", {"resolution": 30}, "--resolution 30: expected a multiple of 8 pixels, 32 or more"),
         ("train_teacher.py", {"checkpointing_steps": 0}, "--checkpointing_steps 0: expected a positive integer"),
+        ("train_teacher.py", {"train_batch_size": 1}, "--train_batch_size 1: expected 2 or more"),
+        ("train_teacher.py", {"resolution": 32, "hidden_share": 0.05}, "--hidden_share 0.05: expected a share of 9"),
         ("train_teacher.py", {"width": 10}, "--width 10: expected a multiple of --num_heads 3"),
         ("train_autoencoder.py", {"resolution": 40}, "--resolution 40: expected a multiple of 16 pixels, 32 or more"),
         ("train_autoencoder.py", {"block_out_channels": "12 16"}, "--block_out_channels 12: expected multiples of 8"),

@@ -21,7 +21,7 @@ def test_states_are_those_of_the_sampler(tmp_path):
     pipe = tiny_pipeline()
     states, labels, sigmas = record_trajectories(pipe, tmp_path, 4, 3, 2, flow_shift=2.0, batch_size=2)
     assert states.shape == (4, 4, 4, 2, 4, 4)
-    assert labels.tolist() == [0, 1, 2, 0]
+    assert labels.tolist() == [0, 1, 2, 3]  # the last is the null class
     assert sigmas[-1] == 0
     student = flow_solver(pipe, 1, 2.0)
     student.set_timesteps(3)
@@ -41,6 +41,16 @@ def test_what_is_there_is_not_sampled_again(tmp_path):
     assert (tmp_path / "part_000000.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match="holds trajectories of another calls_per_segment"):
         record_trajectories(pipe, tmp_path, 4, 2, 2, batch_size=2)
+
+
+def test_a_refused_run_leaves_the_folder_free(tmp_path):
+    with pytest.raises(ValueError, match="expected at most 1000"):
+        record_trajectories(tiny_pipeline(), tmp_path, 2, 3, 400, batch_size=2)
+    states, labels, _ = record_trajectories(
+        tiny_pipeline(sample_size=(4, 6), num_classes=None), tmp_path, 2, 3, 2, batch_size=2
+    )
+    assert states.shape == (2, 4, 4, 2, 4, 6)
+    assert labels.tolist() == [-1, -1]
 
 
 def test_refusals(tmp_path):

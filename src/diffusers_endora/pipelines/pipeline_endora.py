@@ -198,11 +198,6 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                 f"guidance_scale={guidance_scale} with FasterCache, which expects an unconditional half of the batch: "
                 "set is_guidance_distilled=True in its config to sample without guidance."
             )
-        if isinstance(cache, CACHES_WITHOUT_CONTEXT) and len(self.windows(num_frames, window_overlap)) > 1:
-            raise ValueError(
-                f"window_overlap={window_overlap} with {type(cache).__name__}, in which windows would take each "
-                "other's attention: disable the cache, or take FirstBlockCache, TaylorSeer or MagCache."
-            )
         if class_labels is not None:
             if config.num_classes is None:
                 raise ValueError(f"class_labels={class_labels}: this model is unconditional (num_classes=None).")
@@ -242,6 +237,11 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             raise ValueError(
                 f"window_overlap={window_overlap}: expected 1 to {config.num_frames - 1} frames, as a window has "
                 f"{config.num_frames}."
+            )
+        if isinstance(cache, CACHES_WITHOUT_CONTEXT) and len(self.windows(num_frames, window_overlap)) > 1:
+            raise ValueError(
+                f"window_overlap={window_overlap} with {type(cache).__name__}, in which windows would take each "
+                "other's attention: disable the cache, or take FirstBlockCache, TaylorSeer or MagCache."
             )
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:

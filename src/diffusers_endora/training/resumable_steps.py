@@ -27,6 +27,8 @@ def resume(accelerator: Accelerator, output_dir: Path, arguments: dict[str, Any]
     checkpoint = find_checkpoint(output_dir, "latest")
     if checkpoint is None:
         return 0
+    if not (checkpoint / FACTS).is_file():
+        raise ValueError(f"{checkpoint} is of another training; choose another output folder.")
     earlier = json.loads((checkpoint / FACTS).read_text())
     if differing := [name for name in arguments if earlier.get(name) != arguments[name]]:
         changes = ", ".join(f"--{name} was {earlier.get(name)} and is {arguments[name]}" for name in differing)

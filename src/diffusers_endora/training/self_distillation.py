@@ -50,7 +50,9 @@ class SelfDistillation(nn.Module):
         nor nothing at all is a way out.
         """
         states = self.teacher(pixels, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states
-        chosen = [F.layer_norm(state[:, 1:].float(), state.shape[-1:]) for state in states[-self.num_target_layers :]]
+        chosen = [
+            F.layer_norm(state[:, 1:].float(), state.shape[-1:]) for state in states[1:][-self.num_target_layers :]
+        ]
         tokens = torch.stack(chosen).mean(0)
         tokens = tokens - tokens.mean(0)
         return tokens / tokens.square().mean((0, 1)).sqrt().clamp_min(1e-3)
@@ -122,7 +124,7 @@ def nearest_neighbour_accuracy(
 ) -> float:
     """Share of features whose class wins the vote of the `k` nearest known ones, or of all where there are fewer.
 
-    As in the paper's evaluation, a vote weighs exp(cosine / 0.07).
+    As in DINO's evaluation (Caron et al. 2021, https://arxiv.org/abs/2104.14294), a vote weighs exp(cosine / 0.07).
 
     Args:
         known, asked: `(N, C)` and `(M, C)`.

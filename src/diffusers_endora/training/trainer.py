@@ -41,7 +41,7 @@ from .processes import by_main_process
 from .sharding import full_tensor, prepare_to_shard, reshard
 from .training_clips import TrainingClips
 from .training_log import TrainingLog
-from .training_model import Losses, TrainingModel, drop_labels
+from .training_model import Losses, TrainingModel, drop_labels, use_plain_attention
 
 RUN_FACTS = "run.json"  # in a checkpoint
 BAD_STEP = "bad_step.json"
@@ -129,8 +129,7 @@ class Trainer:
         if args.gradient_checkpointing:
             model.transformer.enable_gradient_checkpointing()
         if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
-            # On the CPU the backward of fused attention takes several times as long in bfloat16 as in float32
-            model.transformer.set_attention_backend("_native_math")
+            use_plain_attention(model.transformer)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         options: dict[str, Any] = {
             "lr": learning_rate,

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
+from diffusers.models.attention_dispatch import AttentionBackendName
 
 from ..models.transformer_endora import EndoraTransformer3DModel
 from .diffusion_loss import diffusion_loss
@@ -102,3 +103,12 @@ def drop_labels(
         uniform: random numbers in [0, 1) of the same shape; a label is dropped where its is below `probability`.
     """
     return torch.where(uniform < probability, num_classes, class_labels)
+
+
+def use_plain_attention(transformer: EndoraTransformer3DModel) -> None:
+    """Attention by matrix products and a softmax, in this model alone (`set_attention_backend` is for all).
+
+    For training in bfloat16 on a CPU, where the backward of fused attention takes several times as long as in float32.
+    """
+    for processor in transformer.attn_processors.values():
+        processor._attention_backend = AttentionBackendName._NATIVE_MATH

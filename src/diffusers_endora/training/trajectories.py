@@ -44,8 +44,8 @@ def record_trajectories(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Samples clips and keeps their latents at the ends of `num_segments` equal numbers of steps.
 
-    Clip `i` has noise of its own, and class `i % num_classes` of a model with classes. What is in the folder is not
-    sampled again.
+    Clips have noise of their own, and classes in turn, the null class among them. What is in the folder is not sampled
+    again.
 
     Args:
         pipeline: of rectified flow; its scheduler is replaced.
@@ -74,22 +74,29 @@ def record_trajectories(
         "batch_size": batch_size,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / FACTS).exists():
+    for leftover in folder.glob(".part_*"):  # of a process that was killed
+        leftover.unlink()
+    if any(folder.glob("part_*")):
         earlier = json.loads((folder / FACTS).read_text())
         if differing := [name for name in facts if earlier.get(name) != facts[name]]:
             raise ValueError(f"{folder}: holds trajectories of another {differing[0]}; choose another folder.")
     else:
+        (folder / FACTS).unlink(missing_ok=True)
         with written_atomically(folder / FACTS) as temporary:
             temporary.write_text(json.dumps(facts, indent=2))
 
     pipeline.scheduler = flow_solver(pipeline, 2, flow_shift)
     pipeline.set_progress_bar_config(disable=True)
-    num_classes = pipeline.transformer.config.num_classes
+    config = pipeline.transformer.config
+    size = config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (config.in_channels, config.num_frames, height, width)
+    num_labels = (config.num_classes or 0) + (pipeline.transformer.null_class is not None)
     parts = []
     for first in tqdm(range(0, num_clips, batch_size), desc="trajectories", unit="batch"):
         path = folder / f"part_{first:06d}.safetensors"
         if not path.exists():
-            labels = None if num_classes is None else [i % num_classes for i in range(first, first + batch_size)]
+            labels = [i % num_labels for i in range(first, first + batch_size)] if num_labels else None
             states: list[torch.Tensor] = []
 
             def keep(pipe: Any, step: int, timestep: torch.Tensor, inputs: dict[str, Any], states=states) -> dict:
@@ -98,8 +105,6 @@ def record_trajectories(
                 return {}
 
             generators = [clip_generator(SEED, i) for i in range(first, first + batch_size)]
-            config = pipeline.transformer.config
-            shape = (config.in_channels, config.num_frames, config.sample_size, config.sample_size)
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
             pipeline(
                 batch_size=batch_size,
