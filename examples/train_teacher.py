@@ -156,8 +156,11 @@ def main() -> None:
     if held_out is not None and any(classes):
         names = sorted({*classes, *held_out[1]})
         known, asked = (
-            (some_frames[::stride], torch.tensor([names.index(name) for name in some_classes])[::stride])
-            for some_frames, some_classes, stride in ((frames, classes, 8), (*held_out, 2))
+            (
+                some[:: -(-len(some) // most)],
+                torch.tensor([names.index(name) for name in of])[:: -(-len(some) // most)],
+            )
+            for (some, of), most in (((frames, classes), 1024), (held_out, 512))  # spread over all
         )
         networks = {"teacher": vit, "untrained": untrained, "pixels": None}
         facts["nearest_neighbour_accuracy"] = {name: accuracy(net, known, asked) for name, net in networks.items()}
