@@ -327,6 +327,7 @@ def test_generate_from_given_frames(endora, refused, model_folder, tmp_path):
     assert "none.png" in line
 
 
+@pytest.mark.slow
 def test_generate_by_openvino(endora, refused, model_folder, tmp_path):
     pytest.importorskip("openvino")
     options = ("--num_inference_steps", 2, "--format", "png", "--num_frames", 2)

@@ -9,6 +9,7 @@ from test_pipeline_endora import seeded, tiny_kl, tiny_pipeline
 from diffusers_endora.openvino_backend import use_openvino
 
 pytest.importorskip("openvino")
+pytestmark = pytest.mark.slow  # and apart from other tests: each shape is exported and compiled
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,6 @@ def test_gradients_and_caches(pipes):
     pipe.transformer.disable_cache()
 
 
-@pytest.mark.slow
 def test_bf16_is_near(pipes):
     pipe, _ = pipes
     other = copy.deepcopy(pipe)
