@@ -14,9 +14,7 @@ from .video_io import VideoError, read_frames, read_video_info
 logger = logging.getLogger(__name__)
 
 
-def load_frames(
-    root: str | os.PathLike[str], resolution: int, antialias: bool = False
-) -> tuple[torch.Tensor, list[str]]:
+def load_frames(root: str | os.PathLike[str], resolution: int) -> tuple[torch.Tensor, list[str]]:
     """Reads every frame of every video below `root`, scaled and cropped to a square as clips are.
 
     100,000 frames of 128x128 take 4.9 GB, twice that for a moment. Videos that cannot be read are left out, and logged
@@ -25,7 +23,6 @@ def load_frames(
     Args:
         root: folder of videos; see `find_videos`.
         resolution: side of the frames, in pixels.
-        antialias: as for `resize_and_crop_clip`.
 
     Returns:
         uint8 RGB `(N, 3, resolution, resolution)`, and for each frame the sub-folder of `root` that its video lies in
@@ -49,7 +46,7 @@ def load_frames(
         if pictures.shape[1:3] == (resolution, resolution):
             pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
         else:
-            clip = resize_and_crop_clip(pictures, resolution, resolution, antialias)
+            clip = resize_and_crop_clip(pictures, resolution, resolution)
             pixels = ((clip + 1) * 127.5).round().to(torch.uint8)
         frames.append(pixels.contiguous())
         parts = video.relative_to(root).parts

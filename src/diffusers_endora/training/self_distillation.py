@@ -81,6 +81,7 @@ def random_views(
         pixels: `(B, 3, H, W)` in [-1, 1].
         side: of the views, in pixels.
         area: least and largest part of a picture; proportions are between 3:4 and 4:3.
+        generator: on the CPU, of all that is drawn.
 
     Returns:
         `(B, 3, side, side)` in [-1, 1].

@@ -51,6 +51,9 @@ def record_trajectories(
         pipeline: of rectified flow; its scheduler is replaced.
         folder: gets a safetensors file for each batch, whole or not at all, and what they were made with.
         num_clips: a multiple of `batch_size`.
+        num_segments, calls_per_segment: parts of the way, and network calls of the teacher in each.
+        flow_shift: of the timesteps (Esser et al. 2024, https://arxiv.org/abs/2403.03206, section 5.3.2); above 1 the
+            noisy segments are shorter.
 
     Returns:
         States `(num_clips, num_segments + 1, C, F, h, w)` in float16, from noise to clip; labels `(num_clips,)`, -1
@@ -81,7 +84,6 @@ def record_trajectories(
         if differing := [name for name in facts if earlier.get(name) != facts[name]]:
             raise ValueError(f"{folder}: holds trajectories of another {differing[0]}; choose another folder.")
     else:
-        (folder / FACTS).unlink(missing_ok=True)
         with written_atomically(folder / FACTS) as temporary:
             temporary.write_text(json.dumps(facts, indent=2))
 
