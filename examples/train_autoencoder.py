@@ -1,10 +1,11 @@
 """Trains a small `AutoencoderKL` on the frames of videos, for `train_endora.py --pretrained_vae`.
 
     python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir OUT \
-        --teacher TEACHER --sharpening_start 5000
+        --teacher TEACHER --sharpening_start 4000
 
-The loss is the absolute distance of pixels and the posterior's divergence; from `--sharpening_start` on also the
-distance of a ViT's tokens (`--teacher`, such as `train_teacher.py` makes) and a discriminator of patches.
+The loss is the absolute distance of pixels and the posterior's divergence. From `--sharpening_start` on the encoder
+stays as its moving average is, and the decoder is trained with the distance of a ViT's tokens (`--teacher`, such as
+`train_teacher.py` makes) and a discriminator of patches besides: latents no longer change from there on.
 Three in four batches are crops of half the side, as many as cost what the whole frames of the fourth do. What is saved
 is the moving average of the weights. A killed training goes on from its latest checkpoint.
 """
@@ -44,14 +45,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--resolution", type=int, default=128, help="side of the square frames, in pixels")
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64, 96])
-    parser.add_argument("--latent_channels", type=int, default=4)
+    parser.add_argument("--latent_channels", type=int, default=16)
     parser.add_argument("--teacher", help="folder or Hub id of the ViT whose tokens are compared")
     parser.add_argument("--kl_weight", type=float, default=4e-3, help="of the divergence in nats per pixel")
     parser.add_argument("--token_weight", type=float, default=1.0)
     parser.add_argument("--adversarial_weight", type=float, default=0.05)
-    parser.add_argument("--sharpening_start", type=int, help="step that tokens and discriminator come in at")
+    parser.add_argument("--sharpening_start", type=int, help="step that only the decoder learns from")
     parser.add_argument("--train_batch_size", type=int, default=4, help="whole frames; of crops four times as many")
-    parser.add_argument("--max_train_steps", type=int, default=10_000)
+    parser.add_argument("--max_train_steps", type=int, default=8000)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--ema_decay", type=float, default=0.998)
     parser.add_argument("--checkpointing_steps", type=int, default=500)
@@ -180,6 +181,11 @@ def main() -> None:
         torch.manual_seed(args.seed * 2**32 + step)  # of the posterior's samples
         pixels = draw_batch(frames, args.train_batch_size, step % 4 == 3, generator).to(accelerator.device)
         is_sharpened = args.sharpening_start is not None and step >= args.sharpening_start
+        if step == args.sharpening_start:
+            vae.load_state_dict(accelerator.unwrap_model(average).module.state_dict())
+        if is_sharpened:
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
         with accelerator.autocast():
             posterior = vae.encode(pixels).latent_dist
             reconstruction = vae.decode(posterior.sample()).sample
