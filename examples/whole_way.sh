@@ -4,9 +4,9 @@
 #
 #     examples/whole_way.sh FOLDER YOU/NAME
 #
-# With small sizes, so that it takes minutes on two CPU cores; the steps are those of a real training. The autoencoder and
-# the prior's teacher are those of examples/demo.py (the teacher is untrained and says so). HF_ENDPOINT is where it
-# publishes to. On GPUs: LAUNCH="accelerate launch --num_processes 2" examples/whole_way.sh ...
+# With small sizes, so that it takes minutes on two CPU cores; the steps are those of a real training. Autoencoder and
+# teacher are trained for a few hundred steps, which is too little for either to be good. HF_ENDPOINT is where it publishes
+# to. On GPUs: LAUNCH="accelerate launch --num_processes 2" examples/whole_way.sh ...
 set -eu
 if [ $# -ne 2 ]; then
     echo "usage: $0 FOLDER YOU/NAME" >&2
@@ -23,22 +23,21 @@ echo "== 1. a corpus with training, validation and test videos"
 endora prepare phantom --output_dir "$work/corpus" --num_videos "${NUM_VIDEOS:-20}" --num_frames 32 --height 64 --width 64
 
 echo "== 2. an autoencoder for its frames, and a teacher"
-(cd "$examples" && python - "$work" "${VAE_STEPS:-500}") <<'PYTHON'
+python - "$work" <<'PYTHON'
 import sys
 from pathlib import Path
 
 from datasets import load_dataset
-from demo import fit_vae, save_untrained_teacher
 
 work = Path(sys.argv[1])
 (work / "videos").mkdir(exist_ok=True)
-videos = []
 for i, row in enumerate(load_dataset(str(work / "corpus"), split="train")):
-    videos.append(work / "videos" / f"{i}.mp4")
-    videos[-1].write_bytes(row["video"]["bytes"])
-fit_vae(videos, work / "vae", int(sys.argv[2]))
-save_untrained_teacher(work / "teacher")
+    (work / "videos" / f"{i}.mp4").write_bytes(row["video"]["bytes"])
 PYTHON
+python "$examples/train_autoencoder.py" --train_data_dir "$work/videos" --output_dir "$work/vae" --resolution 64 \
+    --latent_channels 4 --max_train_steps "${VAE_STEPS:-500}"
+python "$examples/train_teacher.py" --train_data_dir "$work/videos" --output_dir "$work/teacher" --resolution 64 \
+    --max_train_steps "${TEACHER_STEPS:-100}"
 
 echo "== 3. training: features once, two processes, early stopping"
 $launch "$examples/train_endora.py" --dataset_name "$work/corpus" --validation_split validation \

@@ -16,7 +16,14 @@ SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "whole_way.sh"
 
 @pytest.mark.slow
 def test_from_a_corpus_to_a_published_model_and_its_clips(tmp_path):
-    sizes = {"NUM_VIDEOS": "10", "VAE_STEPS": "60", "MAX_TRAIN_STEPS": "60", "VALIDATION_STEPS": "2", "PATIENCE": "1"}
+    sizes = {
+        "NUM_VIDEOS": "10",
+        "VAE_STEPS": "60",
+        "TEACHER_STEPS": "10",
+        "MAX_TRAIN_STEPS": "60",
+        "VALIDATION_STEPS": "2",
+        "PATIENCE": "1",
+    }
     with HubServer() as hub:
         environment = {
             **os.environ,

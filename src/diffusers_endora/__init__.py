@@ -15,6 +15,7 @@ from .pipelines.pipeline_endora import EndoraPipeline
 from .pipelines.pipeline_output import EndoraPipelineOutput
 
 if TYPE_CHECKING:
+    from .bundled import bundled_model
     from .data.clips import ClipDataset
     from .data.phantom import render_phantom_clip
     from .models.original_checkpoint import load_original_checkpoint, save_original_checkpoint
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 LAZY_NAMES = {
     "ClipDataset": "data.clips",
     "DinoPrior": "training.dino_prior",
+    "bundled_model": "bundled",
     "diffusion_loss": "training.diffusion_loss",
     "load_original_checkpoint": "models.original_checkpoint",
     "render_phantom_clip": "data.phantom",
@@ -39,6 +41,7 @@ __all__ = [
     "EndoraPipelineOutput",
     "EndoraTransformer3DModel",
     "EndoraTransformer3DModelOutput",
+    "bundled_model",
     "diffusion_loss",
     "load_original_checkpoint",
     "render_phantom_clip",

@@ -44,6 +44,8 @@ FORMATS = {"mp4": ("h264", ".mp4"), "ffv1": ("ffv1", ".mkv"), "png": ("png", "")
 
 CLIPS_ON_CONTACT_SHEET = 16
 
+BUNDLED = "the model bundled with diffusers-endora"  # its name in records
+
 
 def main(command: typer.Typer = app, name: str = "endora") -> None:
     """Runs the command line. What the user can mend is one line on stderr and exit code 1."""
@@ -63,8 +65,14 @@ def run_prepare_script(corpus: str) -> None:
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="A pipeline folder or the id of one on the Hugging Face Hub.")],
     output: Annotated[Path, typer.Option("--output", help="Folder for the clips; made where it is not there.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A pipeline folder or the id of one on the Hugging Face Hub. Without it, the small model of rendered "
+            "colons that comes with the package."
+        ),
+    ] = None,
     num_clips: Annotated[int, typer.Option("--num_clips", min=1, help="How many clips to generate.")] = 1,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Clips at a time; changes speed alone.")] = 1,
     num_inference_steps: Annotated[
@@ -131,6 +139,7 @@ def generate(
 
     \b
     Example:
+        endora generate --output clips --num_clips 4
         endora generate my-endora --output clips --num_clips 8 --batch_size 4 --seed 0
         endora generate my-endora --output clips --scheduler dpmsolver++ --num_inference_steps 25
         endora generate my-endora --output clips --image first.png --num_frames 64 --window_overlap 8
@@ -148,7 +157,7 @@ def generate(
     import numpy as np
     import torch
 
-    from . import EndoraPipeline, __version__
+    from . import EndoraPipeline, __version__, bundled_model
     from .data.contact_sheet import save_contact_sheet
     from .data.provenance import hash_of_weights, mark_as_synthetic, synthetic_metadata
     from .data.video_io import write_video
@@ -168,7 +177,10 @@ def generate(
         raise ValueError(
             f"--device {device}: is not a device of this machine; expected cpu, cuda, cuda:1, ..."
         ) from error
-    folder = model if Path(model).is_dir() else EndoraPipeline.download(model)
+    if model is None:
+        folder, model = bundled_model(), BUNDLED
+    else:
+        folder = model if Path(model).is_dir() else EndoraPipeline.download(model)
     is_openvino = backend == "openvino"
     loaded_dtype = torch.float32 if is_openvino and dtype == "bfloat16" else getattr(torch, dtype)
     pipeline = EndoraPipeline.from_pretrained(folder, dtype=loaded_dtype).to(target)

@@ -1,0 +1,49 @@
+#!/bin/sh
+# The model that comes with the package, from nothing: corpus, a teacher for the prior, autoencoder, transformer, student,
+# evaluation. Most of a day on two CPU cores; a killed run goes on where it was.
+#
+#     examples/phantom_model.sh [WORK]
+#
+# All pictures are rendered (diffusers_endora.data.phantom); training, validation and test videos show different colons.
+set -eu
+work=${1:-outputs/phantom_model}
+examples=$(cd "$(dirname "$0")" && pwd)
+bundled=$(python -c "import diffusers_endora; print(diffusers_endora.bundled_model())")
+
+echo "== 1. videos of 2000, 128 and 1024 rendered colons"
+python "$examples/render_phantom.py" --output_dir "$work/phantom/train" --split train --num_videos 2000 --num_frames 32
+for split in validation:128 test:1024; do
+    python "$examples/render_phantom.py" --output_dir "$work/phantom/${split%:*}" --split "${split%:*}" \
+        --num_videos "${split#*:}" --num_frames 16
+done
+
+echo "== 2. a teacher for the prior, and for the autoencoder's sense of likeness"
+python "$examples/train_teacher.py" --train_data_dir "$work/phantom/train" \
+    --validation_data_dir "$work/phantom/validation" --output_dir "$work/teacher" \
+    --max_train_steps 1800 --mixed_precision bf16
+
+echo "== 3. the autoencoder"
+python "$examples/train_autoencoder.py" --train_data_dir "$work/phantom/train" \
+    --validation_data_dir "$work/phantom/validation" --output_dir "$work/autoencoder" --teacher "$work/teacher" \
+    --latent_channels 16 --max_train_steps 8000 --sharpening_start 4000 --mixed_precision bf16
+
+echo "== 4. the transformer"
+python "$examples/train_endora.py" --train_data_dir "$work/phantom/train" --output_dir "$work/transformer" \
+    --pretrained_vae "$work/autoencoder" --dino_model "$work/teacher" --cache_features "$work/features" \
+    --cache_dino_dtype int8 --preset demo --num_layers 5 --resolution 128 --window 16 --num_still_images 2 \
+    --class_conditional --no-horizontal_flip --prediction_type flow --timestep_density logit_normal --ema_warmup \
+    --train_batch_size 4 --max_train_steps 12000 --learning_rate 1e-3 --lr_scheduler cosine --mixed_precision bf16 \
+    --dataloader_num_workers 1 --checkpointing_steps 250 --validation_steps 1000 --num_validation_clips 3 \
+    --validation_inference_steps 20 --resume_from_checkpoint latest
+
+echo "== 5. the student"
+python "$examples/distill_endora.py" --pretrained_model "$work/transformer" --output_dir "$work/student" \
+    --num_steps 3 --mixed_precision bf16
+
+echo "== 6. into the package"
+python "$examples/bundle_model.py" --transformer "$work/transformer" --autoencoder "$work/autoencoder" \
+    --student "$work/student" --output_dir "$bundled"
+
+echo "== 7. evaluation on the test videos"
+endora evaluate --real "$work/phantom/test" --train "$work/phantom/train" --fake "$bundled" --output "$work/report" \
+    --frame_interval 1 --num_clips 512 --num_seeds 1 --ladder --metrics fvd

@@ -1,0 +1,94 @@
+"""The model that comes with the package."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+
+from diffusers_endora import EndoraPipeline, bundled_model
+from diffusers_endora.data.phantom import CLASSES, render_phantom_clip
+from diffusers_endora.data.video_io import read_frames
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    pipeline = EndoraPipeline.from_pretrained(bundled_model())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def clips(pipeline):
+    """A clip of each class (instrument, lumen, polyp), `(3, 16, 128, 128, 3)` in [0, 1]."""
+    generators = [torch.Generator().manual_seed(label) for label in range(3)]
+    return pipeline(class_labels=[0, 1, 2], generator=generators, output_type="np").frames
+
+
+def test_it_is_small_and_safe():
+    files = [path for path in Path(bundled_model()).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 20e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".py"}
+    assert (Path(bundled_model()) / "README.md").is_file()
+
+
+def test_few_calls_by_default(pipeline):
+    assert pipeline.config.num_inference_steps <= 10
+    assert pipeline.transformer.config.num_classes == len(CLASSES)
+
+
+def test_clips_move_smoothly_and_have_the_colours_of_the_corpus(clips):
+    assert clips.shape == (3, 16, 128, 128, 3)
+    rendered = [
+        render_phantom_clip(9 * seed, 16, 128, 128, polyp=seed % 3 == 1, instrument=seed % 3 == 2).frames / 255
+        for seed in range(6)
+    ]
+    low, high = (np.quantile(rendered, share, axis=(0, 1, 2, 3)) for share in (0.02, 0.98))
+    means = clips.mean((1, 2, 3))
+    assert ((low < means) & (means < high)).all()
+    changes = [np.abs(np.diff(clip, axis=0)).mean() for clip in [*clips, *rendered]]
+    assert 0.3 * min(changes[3:]) < min(changes[:3])
+    assert max(changes[:3]) < 1.5 * max(changes[3:])
+
+
+def test_an_instrument_is_grey(clips):
+    saturation = (clips.max(-1) - clips.min(-1)) / clips.max(-1).clip(1e-3)
+    bright = clips.max(-1) > 0.35
+    grey = ((saturation < 0.25) & bright).mean((1, 2, 3))
+    assert grey[0] > 3 * grey[1:].max()
+
+
+def test_the_student_needs_three_calls(pipeline, clips):
+    student = EndoraPipeline.from_pretrained(bundled_model())
+    student.set_progress_bar_config(disable=True)
+    student.load_lora_weights(bundled_model(), subfolder="student")
+    student.scheduler = DPMSolverMultistepScheduler.from_pretrained(bundled_model(), subfolder="student/scheduler")
+    generators = [torch.Generator().manual_seed(label) for label in range(3)]
+    few = student(class_labels=[0, 1, 2], generator=generators, num_inference_steps=3, output_type="np").frames
+    distance = [np.abs(few[i] - clips[j]).mean() for i in range(3) for j in range(3)]
+    assert max(distance[::4]) < min(distance[i] for i in range(9) if i % 4)  # the same noise, the same clip
+
+
+def test_the_command_takes_it_without_being_told(tmp_path):
+    command = [sys.executable, "-m", "diffusers_endora.cli", "generate", "--output", tmp_path, "--class_label", "0"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert len(read_frames(tmp_path / "clip_0000.mp4", range(16))) == 16
+    with av.open(tmp_path / "clip_0000.mp4") as container:
+        assert "bundled with diffusers-endora" in container.metadata["comment"]
+
+
+@pytest.mark.slow
+def test_the_wheel_has_it(tmp_path):
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, ROOT], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    expected = [p.relative_to(ROOT / "src").as_posix() for p in Path(bundled_model()).rglob("*") if p.is_file()]
+    assert set(expected) <= set(names)
