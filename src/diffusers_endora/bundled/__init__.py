@@ -4,10 +4,10 @@ from pathlib import Path
 
 
 def bundled_model() -> str:
-    """Folder of a small class-conditional pipeline of rendered colons: 16 frames of 128x128, for offline use and tests.
+    """Folder of a small pipeline of rendered colons, 16 frames of 128x128: for offline use, demonstrations and tests.
 
-    Labels: 0 instrument, 1 bare lumen, 2 polyp. Its `README.md` is the model card: on what it was trained, how, how good
-    it is. `student/` in it holds a LoRA adapter and a scheduler for fewer calls.
+    Its classes are 0 instrument, 1 bare lumen and 2 polyp. `README.md` in it is the model card: on what it was trained,
+    how, and how good it is; `student/` holds a LoRA adapter and a scheduler for fewer calls.
 
     Example:
         >>> pipe = EndoraPipeline.from_pretrained(bundled_model())
