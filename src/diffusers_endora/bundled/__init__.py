@@ -6,7 +6,7 @@ from pathlib import Path
 def bundled_model() -> str:
     """Folder of a small pipeline of rendered colons, 16 frames of 128x128: for offline use, demonstrations and tests.
 
-    Its classes are 0 instrument, 1 bare lumen and 2 polyp. `README.md` in it is the model card: on what it was trained,
+    Classes: 0 instrument, 1 bare lumen, 2 polyp. `README.md` in it is the model card: on what it was trained,
     how, and how good it is; `student/` holds a LoRA adapter and a scheduler for fewer calls.
 
     Example:
