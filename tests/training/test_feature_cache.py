@@ -75,7 +75,27 @@ def test_what_it_takes_on_disk_is_as_estimated(tmp_path, corpus):
     cache = filled(tmp_path, corpus)
     size = sum(path.stat().st_size for path in cache.folder.rglob("*.safetensors"))
     assert cache.num_bytes == 30 * 3 * (3 + 48) * 2
-    assert 0 <= size - cache.num_bytes < 500 * len(cache.shards)  # headers
+    # still images of 16x16 frames are the same as the frames themselves, and are kept once
+    assert 0 <= size - cache.num_bytes * 2 / 3 < 500 * len(cache.shards)  # headers
+
+
+@pytest.mark.parametrize(("resolution", "num_forms"), [(16, 2), (8, 3)])  # of 16: not scaled; of 8: by other filters
+def test_forms_that_are_alike_are_computed_once(tmp_path, corpus, monkeypatch, resolution, num_forms):
+    monkeypatch.setattr(feature_cache, "FRAMES_AT_A_TIME", 3)
+    given = 0
+
+    def means(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        nonlocal given
+        given += len(pixels)
+        return {"mean": pixels.mean((2, 3))}
+
+    dataset = ClipDataset(corpus, num_frames=4, window=8, resolution=resolution, num_still_images=2)
+    features = FrameFeatures("means", "mean", {"mean": (3,)}, "float32")
+    cache = FeatureCache(tmp_path / "cache", dataset, features, PartialState(cpu=True))
+    cache.fill(cache.missing(), means)
+    assert given == 30 * num_forms
+    item = dataset.item(0, 1)
+    torch.testing.assert_close(cache.read(item["frame_ids"].tolist())["mean"], item["video"].mean((2, 3)))
 
 
 def test_only_what_is_damaged_or_new_is_computed(tmp_path, corpus, caplog):

@@ -76,10 +76,11 @@ class FeatureCache:
     """A folder with the features of all frames of a corpus that its items can show, in each form that they do.
 
     The folder `<name>-<key>` holds shards: safetensors files named after the content of a video, which of its frames
-    they hold, and how these were cropped. A shard carries the SHA-256 of its numbers. Whatever is missing, damaged or
-    of other content is computed, nothing else, and a computation that is killed goes on where it was. Corpora that
-    share videos share shards. `index.json` lists the shards and remembers the hashes of video files, so that an
-    unchanged file is not read again.
+    they hold, and how these were cropped. A shard carries the SHA-256 of its numbers. Forms of the same pixels (a clip's
+    frame and a still image, where the video has the training's size) are computed and kept once. Whatever is missing,
+    damaged or of other content is computed, nothing else, and a computation that is killed goes on where it
+    was. Corpora that share videos share shards. `index.json` lists the shards and remembers the hashes of video files,
+    so that an unchanged file is not read again.
 
     The processes of a training (`accelerate launch`, `torchrun`) share the work; all of them call the same methods.
 
@@ -111,7 +112,7 @@ class FeatureCache:
             1, min(FRAMES_PER_SHARD, SHARD_BYTES // (features.bytes_per_frame * len(self.variants)))
         )
         self.damaged: frozenset[int] = frozenset()
-        self._open: OrderedDict[Path, dict[str, torch.Tensor]] = OrderedDict()
+        self._open: OrderedDict[Path, tuple[dict[str, torch.Tensor], list[int]]] = OrderedDict()
 
         self._hashes = self._hash_videos()
         self.shards: list[Shard] = []
@@ -126,11 +127,11 @@ class FeatureCache:
 
     @property
     def num_bytes(self) -> int:
-        """What the whole cache takes on disk."""
+        """What the whole cache takes on disk, at most."""
         return self.bytes_of(self.shards)
 
     def bytes_of(self, shards: Iterable[Shard]) -> int:
-        """What shards take on disk."""
+        """What shards take on disk, at most."""
         return sum(len(shard.frames) for shard in shards) * len(self.variants) * self.features.bytes_per_frame
 
     def missing(self) -> list[Shard]:
@@ -187,8 +188,8 @@ class FeatureCache:
             video = int(np.searchsorted(self._first_frame, frame, side="right")) - 1
             place = frame - int(self._first_frame[video])
             shard = self.shards[self._first_shard[video] + place // self.frames_per_shard]
-            tensors = self._opened(shard)
-            form, row = self._rows_of_variant[variant], place - shard.frames.start
+            tensors, forms = self._opened(shard)
+            form, row = forms[self._rows_of_variant[variant]], place - shard.frames.start
             for name in rows:
                 value = tensors[name][form, row]
                 if name + SCALE in tensors:
@@ -204,25 +205,32 @@ class FeatureCache:
     def _write(self, shard: Shard, compute: Callable[[torch.Tensor], dict[str, torch.Tensor]], progress: tqdm) -> None:
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in self.features.shapes}
         damaged: list[int] = []
+        patterns: set[tuple[int, ...]] = set()
         chunks = [shard.frames[i : i + FRAMES_AT_A_TIME] for i in range(0, len(shard.frames), FRAMES_AT_A_TIME)]
         for pixels, broken in read_ahead(partial(self._pixels, shard.video), chunks, count=2):
-            outputs = compute(pixels.flatten(0, 1))
+            first_alike = [next(j for j, other in enumerate(pixels) if torch.equal(form, other)) for form in pixels]
+            distinct = sorted(set(first_alike))
+            forms = [distinct.index(j) for j in first_alike]
+            patterns.add(tuple(forms))
+            outputs = compute(pixels[distinct].flatten(0, 1))
             for name, shape in self.features.shapes.items():
                 values = outputs[name].float().cpu()
                 if values.shape[1:] != shape:
                     raise ValueError(f"{name} of a frame has shape {tuple(values.shape[1:])}: expected {shape}.")
-                parts[name].append(values.unflatten(0, pixels.shape[:2]))
+                parts[name].append(values.unflatten(0, (len(distinct), pixels.shape[1]))[forms])
             damaged += broken
             progress.update(pixels.shape[1])
+        if len(patterns) > 1:  # alike in some chunks alone
+            distinct = forms = list(range(len(self.variants)))
         stored: dict[str, torch.Tensor] = {}
         for name, chunks_of_name in parts.items():
-            stored |= compressed(name, torch.cat(chunks_of_name, dim=1), self.features.dtype)
+            stored |= compressed(name, torch.cat(chunks_of_name, dim=1)[distinct], self.features.dtype)
             if (kept := str(stored[name].dtype).removeprefix("torch.")) != self.features.dtype:
                 logger.warning("%s: %s are kept as %s for exactness", shard.path.name, name, kept)
-        marks = json.dumps(damaged)
+        marks = {"damaged": json.dumps(damaged), "forms": json.dumps(forms)}
         shard.path.parent.mkdir(exist_ok=True)
         with written_atomically(shard.path) as temporary:
-            save_file(stored, temporary, metadata={"damaged": marks, "sha256": _digest(stored, marks)})
+            save_file(stored, temporary, metadata={**marks, "sha256": _digest(stored, marks)})
 
     def _pixels(self, video: int, frames: range) -> tuple[torch.Tensor, list[int]]:
         """Frames in all forms `(forms, n, 3, H, W)`, and which of them are damaged (zeros)."""
@@ -239,11 +247,12 @@ class FeatureCache:
                     logger.warning("no %s: %s", self.features.name, error)
             return pixels, damaged
 
-    def _opened(self, shard: Shard) -> dict[str, torch.Tensor]:
-        """The tensors of a shard, mapped and not read."""
+    def _opened(self, shard: Shard) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """The tensors of a shard, mapped and not read, and where in them each form is."""
         if shard.path not in self._open:
             with safe_open(shard.path, framework="pt") as file:
-                self._open[shard.path] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                self._open[shard.path] = tensors, json.loads(file.metadata()["forms"])
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         self._open.move_to_end(shard.path)
@@ -373,8 +382,8 @@ def _widest(values: list[torch.Tensor]) -> torch.dtype:
     return torch.float32 if any(value.dtype == torch.float32 for value in values) else torch.float16
 
 
-def _digest(tensors: dict[str, torch.Tensor], marks: str) -> str:
-    digest = hashlib.sha256(marks.encode())
+def _digest(tensors: dict[str, torch.Tensor], marks: dict[str, str]) -> str:
+    digest = hashlib.sha256(f"{marks['damaged']} {marks['forms']}".encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -392,7 +401,7 @@ def _is_intact(path: Path) -> bool:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         logger.warning("%s is computed again: it cannot be read (%s)", path, error)
         return False
-    if metadata.get("sha256") != _digest(tensors, metadata.get("damaged", "")):
+    if not {"damaged", "forms", "sha256"} <= set(metadata) or metadata["sha256"] != _digest(tensors, metadata):
         logger.warning("%s is computed again: its hash is another", path)
         return False
     return True
