@@ -76,9 +76,9 @@ class FeatureCache:
     """A folder with the features of all frames of a corpus that its items can show, in each form that they do.
 
     The folder `<name>-<key>` holds shards: safetensors files named after the content of a video, which of its frames
-    they hold, and how these were cropped. A shard carries the SHA-256 of its numbers. Forms of the same pixels (a frame
-    and a still image, where the video has the training's size) are computed and kept once. Whatever is missing, damaged
-    or of other content is computed, nothing else, and a computation that is killed goes on where it was. Corpora that
+    they hold, and how these were cropped. A shard carries the SHA-256 of its numbers. Forms of the same pixels (frames
+    and still images, where the video has the training's size) are computed and kept once. What is missing, damaged or
+    of other content is computed, nothing else, and a computation that is killed goes on where it was. Corpora that
     share videos share shards. `index.json` lists the shards and remembers the hashes of video files, so that an
     unchanged file is not read again.
 
