@@ -54,8 +54,8 @@ def main() -> None:
         pipeline = EndoraPipeline.from_pretrained(args.transformer)
         vae = AutoencoderKL.from_pretrained(args.autoencoder)
         check_encoder(pipeline.vae, vae)
-        scheduler = getattr(diffusers, args.scheduler).from_config(
-            pipeline.scheduler.config,
+        scheduler = getattr(diffusers, args.scheduler)(
+            num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,
             solver_order=args.solver_order,
             flow_shift=args.flow_shift,
             use_flow_sigmas=True,

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from diffusers.optimization import SchedulerType
 
@@ -106,6 +107,9 @@ def _add_optimisation(group: Any) -> None:
     group.add_argument("--learning_rate", type=float, help="if not given 1e-4, for the preset demo 1e-3")
     group.add_argument("--lr_scheduler", choices=[kind.value for kind in SchedulerType], default="constant")
     group.add_argument("--lr_warmup_steps", type=int, default=0)
+    group.add_argument(
+        "--optimizer", choices=["adamw", "muon"], default="adamw", help="muon: for matrices of blocks, at AdamW's rate"
+    )
     group.add_argument("--use_8bit_adam", action="store_true", help="needs the package bitsandbytes")
     group.add_argument("--adam_beta1", type=float, default=0.9)
     group.add_argument("--adam_beta2", type=float, default=0.999)
@@ -162,6 +166,10 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = No
         parser.error("--push_to_hub needs --hub_model_id.")
     if args.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         parser.error('--report_to tensorboard needs the package tensorboard: pip install "diffusers-endora[train]".')
+    if args.optimizer == "muon" and args.use_8bit_adam:
+        parser.error("--use_8bit_adam: is not for --optimizer muon.")
+    if args.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        parser.error(f"--optimizer muon: needs torch 2.9 or newer; this is {torch.__version__}.")
     if args.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
         parser.error("--use_8bit_adam needs the package bitsandbytes: pip install bitsandbytes.")
     if args.zero_terminal_snr and args.prediction_type != "v_prediction":

@@ -36,6 +36,7 @@ from .ema import MovingAverage
 from .feature_cache import FeatureCache
 from .gaussian_baseline import GaussianBaseline
 from .latents import encode_frames, sample_latents
+from .muon import MuonWithAdamW
 from .objective import coefficients, sample_timesteps
 from .processes import by_main_process
 from .sharding import full_tensor, prepare_to_shard, reshard
@@ -140,6 +141,13 @@ class Trainer:
             import bitsandbytes
 
             optimizer = bitsandbytes.optim.AdamW8bit(trainable, **options)
+        elif args.optimizer == "muon":
+            if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+                raise ValueError("--optimizer muon: needs whole matrices, which FSDP and DeepSpeed divide.")
+            blocks = {id(p) for name, p in model.transformer.named_parameters() if "blocks." in name and p.ndim == 2}
+            matrices = [parameter for parameter in trainable if id(parameter) in blocks]
+            others = [parameter for parameter in trainable if id(parameter) not in blocks]
+            optimizer = MuonWithAdamW(matrices, others, **options)
         else:
             optimizer = torch.optim.AdamW(trainable, **options, fused=True)
         self.lr_scheduler = get_scheduler(
@@ -150,7 +158,8 @@ class Trainer:
         )
         prepare_to_shard(accelerator, model, args.train_batch_size)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.skips_on_device = not args.use_8bit_adam and accelerator.scaler is None
+        is_fused = isinstance(optimizer, torch.optim.AdamW)
+        self.skips_on_device = is_fused and accelerator.scaler is None
         self.ema = None
         if args.use_ema:
             device = "cpu" if args.offload_ema else None

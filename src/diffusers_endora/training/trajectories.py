@@ -22,8 +22,8 @@ SEED = 2**31 - 1  # of noises that no evaluation draws
 
 def flow_solver(pipeline: "EndoraPipeline", order: int, flow_shift: float) -> DPMSolverMultistepScheduler:
     """DPM-Solver++ of an order: 2 for the teacher; 1, straight steps from place to place, for the student."""
-    return DPMSolverMultistepScheduler.from_config(
-        pipeline.scheduler.config,
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,
         solver_order=order,
         algorithm_type="dpmsolver++",
         use_flow_sigmas=True,
