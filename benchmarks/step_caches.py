@@ -109,7 +109,8 @@ def write_report(output_dir: Path, results: dict[str, Any]) -> None:
         lines.append(f"| {name} | {steps} | {point['cost']:.1f} | {point['drift']:.3f} | {gain:.2f}{beyond} |")
         families.setdefault(name.split(",")[0], []).append((point["cost"], point["drift"]))
     for name, points in families.items():
-        axis.scatter(*zip(*points, strict=True), s=14, label=name)
+        costs_of, drifts_of = zip(*points, strict=True)
+        axis.scatter(costs_of, drifts_of, s=14, label=name)
     axis.set(xscale="log", yscale="log", xlabel="cost in network calls", ylabel="drift of latents")
     axis.legend()
     figure.savefig(output_dir / "step_caches.png", dpi=150)

@@ -89,6 +89,24 @@ def draw_batch(frames: torch.Tensor, batch_size: int, is_whole: bool, generator:
     return as_pixels(torch.where(is_flipped[:, None, None, None], pixels.flip(-1), pixels))
 
 
+def phases(max_train_steps: int, sharpening_start: int | None) -> list[int]:
+    """Steps of what is trained with a rate that rises, stays and falls to nothing: of all, then of the decoder."""
+    if sharpening_start is None or not 0 < sharpening_start < max_train_steps:
+        return [max_train_steps]
+    return [sharpening_start, max_train_steps - sharpening_start]
+
+
+def rate_at(step: int, lengths: list[int]) -> float:
+    """The share of the learning rate: up in the first tenth of a phase, down to 0 in its last third."""
+    for length in lengths[:-1]:
+        if step < length:
+            break
+        step -= length
+    else:
+        length = lengths[-1]
+    return max(0.0, min(1.0, 10 * (step + 1) / length, 3 * (length - step) / length))
+
+
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, frames: torch.Tensor) -> torch.Tensor:
     """What the autoencoder makes of uint8 frames, in [-1, 1], from the mode of the posterior."""
@@ -166,20 +184,16 @@ def main() -> None:
     kernels = [w for name, w in vae.named_parameters() if w.ndim > 1 and name != "decoder.conv_out.weight"]
     others = [w for name, w in vae.named_parameters() if w.ndim == 1 or name == "decoder.conv_out.weight"]
     matrices = [torch.nn.Parameter(weight.data.flatten(1)) for weight in kernels]  # the same memory, as Muon takes it
-    rates = {"muon": args.learning_rate, "adam": args.learning_rate / 30}
     optimizers = {
-        "muon": torch.optim.Muon(matrices, lr=rates["muon"], weight_decay=0),
-        "adam": torch.optim.AdamW(others, betas=(0.9, 0.99), weight_decay=0),
+        "muon": torch.optim.Muon(matrices, lr=args.learning_rate, weight_decay=0),
+        "adam": torch.optim.AdamW(others, lr=args.learning_rate / 30, betas=(0.9, 0.99), weight_decay=0),
         "judge": torch.optim.AdamW(discriminator.parameters(), lr=JUDGE_RATE, betas=(0.5, 0.9), weight_decay=0),
     }
     optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
+    lengths = phases(args.max_train_steps, args.sharpening_start)
     schedules = [
-        accelerator.prepare(
-            torch.optim.lr_scheduler.OneCycleLR(
-                optimizers[name], max_lr=rate, total_steps=args.max_train_steps, pct_start=0.05, cycle_momentum=False
-            )
-        )
-        for name, rate in rates.items()
+        accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizers[name], lambda step: rate_at(step, lengths)))
+        for name in ("muon", "adam")
     ]
     arguments = {name: value for name, value in vars(args).items() if name != "output_dir"}
     try:
