@@ -25,7 +25,7 @@ python "$examples/train_teacher.py" --train_data_dir "$work/phantom/train" \
 echo "== 3. the autoencoder"
 python "$examples/train_autoencoder.py" --train_data_dir "$work/phantom/train" \
     --validation_data_dir "$work/phantom/validation" --output_dir "$work/autoencoder" --teacher "$work/teacher" \
-    --latent_channels 16 --max_train_steps 6000 --sharpening_start 3000 --mixed_precision bf16
+    --latent_channels 16 --max_train_steps 9000 --sharpening_start 6000 --mixed_precision bf16
 
 echo "== 4. the transformer"
 python "$examples/train_endora.py" --train_data_dir "$work/phantom/train" --output_dir "$work/transformer" \

@@ -1,15 +1,16 @@
 """Trains a small `AutoencoderKL` on the frames of videos, for `train_endora.py --pretrained_vae`.
 
     python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir OUT \
-        --teacher TEACHER --sharpening_start 3000
+        --teacher TEACHER --sharpening_start 6000
 
 The loss is the absolute distance of pixels and the posterior's divergence. From `--sharpening_start` on the encoder
-stays as its moving average is, and the decoder is trained with the distance of a ViT's tokens (`--teacher`, such as
+stays as it is, and the decoder is trained with the distance of a ViT's tokens (`--teacher`, such as
 `train_teacher.py` makes) and a discriminator of patches besides: latents no longer change from there on.
 Convolutions are trained by Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which gets as far as
 Adam in a third of the steps here; biases, norms and the last layer by Adam.
-Three in four batches are crops of half the side, as many as cost what the whole frames of the fourth do. What is saved
-is the moving average of the weights. A killed training goes on from its latest checkpoint.
+Three in four batches are crops of half the side, as many as cost what the whole frames of the fourth do. The learning
+rate rises, stays and falls to nothing, before the sharpening and again with it; a moving average of the weights was
+worse than the weights. A killed training goes on from its latest checkpoint.
 """
 
 import argparse
@@ -25,7 +26,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import AutoConfig, ViTModel
 
 from diffusers_endora.data.contact_sheet import save_contact_sheet
@@ -56,9 +56,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--adversarial_weight", type=float, default=0.05)
     parser.add_argument("--sharpening_start", type=int, help="step that only the decoder learns from")
     parser.add_argument("--train_batch_size", type=int, default=4, help="whole frames; of crops four times as many")
-    parser.add_argument("--max_train_steps", type=int, default=6000)
+    parser.add_argument("--max_train_steps", type=int, default=9000)
     parser.add_argument("--learning_rate", type=float, default=0.03, help="of Muon; Adam's is a thirtieth")
-    parser.add_argument("--ema_decay", type=float, default=0.998)
     parser.add_argument("--checkpointing_steps", type=int, default=500)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--seed", type=int, default=0)
@@ -178,9 +177,8 @@ def main() -> None:
         latent_channels=args.latent_channels,
         sample_size=args.resolution,
     )
-    average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
     discriminator = PatchDiscriminator()
-    vae, average, discriminator = accelerator.prepare(vae, average, discriminator)
+    vae, discriminator = accelerator.prepare(vae, discriminator)
     kernels = [w for name, w in vae.named_parameters() if w.ndim > 1 and name != "decoder.conv_out.weight"]
     others = [w for name, w in vae.named_parameters() if w.ndim == 1 or name == "decoder.conv_out.weight"]
     matrices = [torch.nn.Parameter(weight.data.flatten(1)) for weight in kernels]  # the same memory, as Muon takes it
@@ -210,8 +208,6 @@ def main() -> None:
         torch.manual_seed(args.seed * 2**32 + step)  # of the posterior's samples
         pixels = draw_batch(frames, args.train_batch_size, step % 4 == 3, generator).to(accelerator.device)
         is_sharpened = args.sharpening_start is not None and step >= args.sharpening_start
-        if step == args.sharpening_start:
-            vae.load_state_dict(accelerator.unwrap_model(average).module.state_dict())
         if is_sharpened:
             vae.encoder.requires_grad_(False)
             vae.quant_conv.requires_grad_(False)
@@ -234,7 +230,6 @@ def main() -> None:
         for schedule in schedules:
             schedule.step()
         vae.zero_grad()
-        accelerator.unwrap_model(average).update_parameters(vae)
         if is_sharpened:
             discriminator.requires_grad_(True)
             with accelerator.autocast():
@@ -252,10 +247,10 @@ def main() -> None:
             )
             logged.clear()
         if (step + 1) % args.checkpointing_steps == 0:
-            save(accelerator.unwrap_model(average).module.eval(), frames, held_out, args.output_dir, arguments)
+            save(accelerator.unwrap_model(vae), frames, held_out, args.output_dir, arguments)
 
-    # 3. The moving average is the result
-    save(accelerator.unwrap_model(average).module.eval(), frames, held_out, args.output_dir, arguments)
+    # 3. The result
+    save(accelerator.unwrap_model(vae), frames, held_out, args.output_dir, arguments)
     print(f"Autoencoder: {args.output_dir}")
 
 
