@@ -117,8 +117,11 @@ def assert_same_training(one: Path, other: Path, checkpoint: str) -> None:
     for name in (MODEL, "ema.safetensors", "gaussian_baseline.safetensors"):
         first, second = load_file(one / checkpoint / name), load_file(other / checkpoint / name)
         assert all(torch.equal(first[key], second[key]) for key in first), name
-    first, second = (torch.load(run / checkpoint / "optimizer.bin")["state"] for run in (one, other))
-    assert all(torch.equal(first[i][key], second[i][key]) for i in first for key in first[i])
+    saved = [torch.load(run / checkpoint / "optimizer.bin") for run in (one, other)]
+    for part in ("muon", "adamw") if "muon" in saved[0] else (None,):
+        first, second = ((optimizer if part is None else optimizer[part])["state"] for optimizer in saved)
+        assert first
+        assert all(torch.equal(first[i][key], second[i][key]) for i in first for key in first[i])
     assert read_log(one) == read_log(other)
 
 
@@ -133,8 +136,10 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(material, train
     assert not (tmp_path / "checkpoint-9.partial").exists()
 
 
-def test_resuming_across_epochs_with_accumulation_is_exact(material, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resuming_across_epochs_with_accumulation_is_exact(material, tmp_path, optimizer):
     options = {
+        "optimizer": optimizer,
         "prior": "none",
         "dino_model": None,
         "train_batch_size": 16,  # 80 frames: an epoch ends within a micro-batch
@@ -195,8 +200,8 @@ def test_processes_and_accumulation_share_out_the_same_steps(material, tmp_path)
             assert same == pytest.approx(line, rel=1e-5)
 
 
-@pytest.mark.parametrize("skips", [False, True])
-def test_a_bad_step_leaves_the_weights_alone(material, tmp_path, monkeypatch, skips):
+@pytest.mark.parametrize(("skips", "optimizer"), [(False, "adamw"), (True, "adamw"), (True, "muon")])
+def test_a_bad_step_leaves_the_weights_alone(material, tmp_path, monkeypatch, skips, optimizer):
     random_numbers = TrainingClips.random_numbers
 
     def poisoned(self, position, *args):
@@ -206,6 +211,7 @@ def test_a_bad_step_leaves_the_weights_alone(material, tmp_path, monkeypatch, sk
         return drawn
 
     options = {"prior": "none", "dino_model": None, "validation_steps": 99, "checkpointing_steps": 99}
+    options["optimizer"] = optimizer
     monkeypatch.setattr(TrainingClips, "random_numbers", poisoned)
     if skips:
         train(material, tmp_path, **options, skip_bad_steps=True)
@@ -623,6 +629,7 @@ def test_accelerate_launch(material, tmp_path):
         ({"num_frames": 64}, "--window 48: expected at least --num_frames 64"),
         ({"lr_scheduler": "none"}, "--lr_scheduler"),
         ({"dataloader_num_workers": -1}, "--dataloader_num_workers -1: expected 0 or more"),
+        ({"optimizer": "muon", "use_8bit_adam": True}, "--use_8bit_adam: is not for --optimizer muon"),
         ({"cache_latents": True}, "--cache_latents needs --cache_features"),
         ({"early_stopping_patience": 3}, "--early_stopping_patience needs held-out videos"),
         ({"validation_fraction": 1.5}, "--validation_fraction 1.5: expected a number between 0 and 1"),
