@@ -34,12 +34,14 @@ from diffusers_endora.files import replacing_entries
 from diffusers_endora.training.autoencoder_loss import (
     PatchDiscriminator,
     TokenDistance,
+    balance,
     discriminator_loss,
     peak_signal_to_noise_ratio,
 )
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
 
 JUDGE_RATE = 5e-4  # of the discriminator
+SHARPENING_RATE = 0.3  # of the learning rate, for the decoder alone
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--teacher", help="folder or Hub id of the ViT whose tokens are compared")
     parser.add_argument("--kl_weight", type=float, default=4e-3, help="of the divergence in nats per pixel")
     parser.add_argument("--token_weight", type=float, default=1.0)
-    parser.add_argument("--adversarial_weight", type=float, default=0.05)
+    parser.add_argument("--adversarial_weight", type=float, default=0.5, help="in gradients, of the other terms'")
     parser.add_argument("--sharpening_start", type=int, help="step that only the decoder learns from")
     parser.add_argument("--train_batch_size", type=int, default=4, help="whole frames; of crops four times as many")
     parser.add_argument("--max_train_steps", type=int, default=9000)
@@ -97,13 +99,10 @@ def phases(max_train_steps: int, sharpening_start: int | None) -> list[int]:
 
 def rate_at(step: int, lengths: list[int]) -> float:
     """The share of the learning rate: up in the first tenth of a phase, down to 0 in its last third."""
-    for length in lengths[:-1]:
-        if step < length:
-            break
-        step -= length
-    else:
-        length = lengths[-1]
-    return max(0.0, min(1.0, 10 * (step + 1) / length, 3 * (length - step) / length))
+    length, most = lengths[0], 1.0
+    if len(lengths) > 1 and step >= length:
+        step, length, most = step - length, lengths[1], SHARPENING_RATE
+    return most * max(0.0, min(1.0, 10 * (step + 1) / length, 3 * (length - step) / length))
 
 
 @torch.no_grad()
@@ -218,9 +217,13 @@ def main() -> None:
             terms["kl"] = args.kl_weight * posterior.kl().mean() / pixels[0, 0].numel()
             if is_sharpened:
                 discriminator.requires_grad_(False)
-                terms["adversarial"] = -args.adversarial_weight * discriminator(reconstruction).mean()
+                terms["adversarial"] = -discriminator(reconstruction).mean()
             if is_sharpened and token_distance is not None:
                 terms["tokens"] = args.token_weight * token_distance(reconstruction, pixels, generator)
+        if is_sharpened:
+            faithful = torch.stack([term for name, term in terms.items() if name != "adversarial"]).sum()
+            factor = balance(terms["adversarial"], faithful, accelerator.unwrap_model(vae).decoder.conv_out.weight)
+            terms["adversarial"] = args.adversarial_weight * factor * terms["adversarial"]
         accelerator.backward(torch.stack(list(terms.values())).sum())
         accelerator.clip_grad_norm_(vae.parameters(), 1.0)
         for kernel, matrix in zip(kernels, matrices, strict=True):

@@ -5,6 +5,7 @@ from transformers import ViTConfig, ViTModel
 from diffusers_endora.training.autoencoder_loss import (
     PatchDiscriminator,
     TokenDistance,
+    balance,
     discriminator_loss,
     peak_signal_to_noise_ratio,
 )
@@ -53,3 +54,14 @@ def test_peak_signal_to_noise_ratio():
     pixels = torch.zeros(2, 3, 4, 4)
     given = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 5.0)])  # the latter is cut to 1
     torch.testing.assert_close(peak_signal_to_noise_ratio(given, pixels), torch.tensor([20.0, 6.0206]))
+
+
+def test_balanced_losses_pull_the_last_layer_equally_hard():
+    torch.manual_seed(0)
+    body, last = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+    out = last(body(torch.randn(3, 4)).tanh())
+    reference, loss = out.abs().mean(), 50 * out.square().sum()
+    factor = balance(loss, reference, last.weight)
+    assert not factor.requires_grad
+    lengths = [torch.autograd.grad(of, last.weight, retain_graph=True)[0].norm() for of in (reference, factor * loss)]
+    torch.testing.assert_close(*lengths, rtol=1e-4, atol=0)
