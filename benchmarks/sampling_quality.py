@@ -4,15 +4,17 @@
     python benchmarks/sampling_quality.py --model FOLDER --output_dir outputs/sampling --real TEST_VIDEOS \
         --finalists "UniPC 2:8" "DPM-Solver++ 2M:10"
 
-1. Drift: 16 clips from the same noises, by each sampler at each number of steps, against 1000 steps of the first-order
+1. Drift: clips from the same noises, by each sampler at each number of steps, against 1000 steps of the first-order
 solver: root mean square difference of the latents over their standard deviation. It ranks solvers of the ordinary
-differential equation. Samplers that draw noise of their own end elsewhere, not worse; they are left to the FVD.
+differential equation: all of them by 4 noises (`--num_screened`), the best eight by 16 (`--num_noises`). Samplers
+that draw noise of their own end elsewhere, not worse; they are left to the FVD.
 2. FVD of 256 clips a side (`--num_clips`), with the bootstrap's deviation, of the reference and the finalists; the
 difference from the reference, clips paired by their noise, with its 95 % interval; and the distance between two sets
 of as many real clips, the floor. A finalist is called equivalent where the upper end of its interval is at most a
 tenth of the floor. The reference is the official sampler, 250 steps of DDPM, whatever the model predicts: a model of
 rectified flow is turned into one of noise for it (see `NoiseOfFlow`). Samples are kept in the output folder.
 
+`--backend openvino` computes the network by OpenVINO, in float32 unless `--precision bf16`, which is faster on a CPU.
 Calls are counted, not computed. The output folder gets `sampling.json`, `sampling.md` and `sampling.png`, the front of
 drift against calls.
 """
@@ -44,8 +46,10 @@ from diffusers_endora.metrics.frechet_distance import (
 from diffusers_endora.metrics.i3d import I3DFeatures
 from diffusers_endora.metrics.preparation import Preparation
 from diffusers_endora.metrics.sampling import clip_generator, sample_clips
+from diffusers_endora.openvino_backend import use_openvino
 
-STEPS = (4, 5, 6, 8, 10, 12, 15, 20, 25, 50)
+STEPS = (4, 5, 6, 8, 10, 15, 20)
+NUM_RANKED = 8  # samplers that are measured on all noises
 REFERENCE = "DDPM:250"
 STOCHASTIC = ("DDPM", "SDE")  # parts of the names of samplers that draw noise
 
@@ -158,7 +162,7 @@ def latents_by(pipeline: EndoraPipeline, num_clips: int, num_inference_steps: in
 
 
 def measure_drift(pipeline: EndoraPipeline, args: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Fills `results["drift"]`: sampler -> steps -> calls and drift."""
+    """Fills `results["screening"]` and `results["drift"]`: sampler -> steps -> calls and drift."""
     own_scheduler = pipeline.scheduler
     reference_path = args.output_dir / "reference.npy"
     if not reference_path.exists():
@@ -167,22 +171,34 @@ def measure_drift(pipeline: EndoraPipeline, args: argparse.Namespace, results: d
         with written_atomically(reference_path) as temporary:
             np.save(temporary, latents.numpy())
     reference = torch.from_numpy(np.load(reference_path))
-    for name in tqdm(samplers(pipeline.config.prediction_type == "flow_prediction"), desc="drift"):
-        if any(part in name for part in STOCHASTIC):
-            continue
-        for steps in STEPS:
-            if str(steps) in results["drift"].setdefault(name, {}):
+    candidates = [
+        name
+        for name in samplers(pipeline.config.prediction_type == "flow_prediction")
+        if not any(part in name for part in STOCHASTIC)
+    ]
+
+    def measure(table: str, names: list[str], num_noises: int) -> None:
+        for name, steps in tqdm([(name, steps) for name in names for steps in STEPS], desc=table):
+            if str(steps) in results[table].setdefault(name, {}):
                 continue
             set_sampler(pipeline, own_scheduler, name)
             try:
-                latents, calls = latents_by(pipeline, args.num_noises, steps)
+                latents, calls = latents_by(pipeline, num_noises, steps)
             except ValueError as error:
                 entry: dict[str, Any] = {"error": str(error)}
             else:
-                drift = (latents - reference).square().mean().sqrt() / reference.std()
+                expected = reference[:num_noises]
+                drift = (latents - expected).square().mean().sqrt() / expected.std()
                 entry = {"calls": calls, "drift": drift.item()}
-            results["drift"][name][str(steps)] = entry
+            results[table][name][str(steps)] = entry
             save(args, results)
+
+    def best_up_to_ten_calls(name: str) -> float:
+        entries = results["screening"][name].values()
+        return min((entry["drift"] for entry in entries if entry.get("calls", 99) <= 10), default=np.inf)
+
+    measure("screening", candidates, min(args.num_screened, args.num_noises))
+    measure("drift", sorted(candidates, key=best_up_to_ten_calls)[:NUM_RANKED], args.num_noises)
     pipeline.scheduler = own_scheduler
 
 
@@ -231,10 +247,14 @@ def measure_fvd(pipeline: EndoraPipeline, args: argparse.Namespace, results: dic
 def save(args: argparse.Namespace, results: dict[str, Any]) -> None:
     with written_atomically(args.output_dir / "sampling.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1))
-    lines = ["| sampler | " + " | ".join(f"{steps} steps" for steps in STEPS) + " |", "|---" * (1 + len(STEPS)) + "|"]
-    for name, row in sorted(results["drift"].items(), key=lambda item: item[1].get("10", {}).get("drift", np.inf)):
-        cells = [f"{row[str(n)]['drift']:.3f}" if "drift" in row.get(str(n), {}) else "" for n in STEPS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines = []
+    for table, num_noises in (("drift", args.num_noises), ("screening", args.num_screened)):
+        lines += [f"| drift of {num_noises} clips | " + " | ".join(f"{steps} steps" for steps in STEPS) + " |"]
+        lines += ["|---" * (1 + len(STEPS)) + "|"]
+        for name, row in sorted(results[table].items(), key=lambda item: item[1].get("10", {}).get("drift", np.inf)):
+            cells = [f"{row[str(n)]['drift']:.3f}" if "drift" in row.get(str(n), {}) else "" for n in STEPS]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
     if results["fvd"]:
         lines += ["", "| sampler:steps | FVD | minus the reference's (95 %) | equivalent |", "|---|---|---|---|"]
         for name, row in results["fvd"].items():
@@ -250,7 +270,7 @@ def plot(args: argparse.Namespace, results: dict[str, Any]) -> None:
     """Drift against calls; those that nothing beats at fewer calls are joined and named."""
     points = [
         (entry["calls"], entry["drift"], name)
-        for name, row in results["drift"].items()
+        for name, row in {**results["screening"], **results["drift"]}.items()
         for entry in row.values()
         if "drift" in entry
     ]
@@ -272,10 +292,13 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="pipeline folder")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--num_noises", type=int, default=16)
+    parser.add_argument("--num_screened", type=int, default=4, help="of the noises, by all samplers")
     parser.add_argument("--real", help="held-out videos, for the FVD")
     parser.add_argument("--finalists", nargs="*", default=[], help="such as DPM-Solver++ 2M:10")
     parser.add_argument("--num_clips", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--backend", choices=["torch", "openvino"], default="torch")
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="of OpenVINO")
     args = parser.parse_args()
     pipeline = EndoraPipeline.from_pretrained(args.model)
     known = samplers(pipeline.config.prediction_type == "flow_prediction")
@@ -286,14 +309,17 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "sampling.json"
     settings = {"transformer": hash_weights(pipeline.transformer), "num_noises": args.num_noises}
-    settings |= {"num_clips": args.num_clips}
-    results = {"drift": {}, "fvd": {}, "floor": None, "real": None, **settings}
+    settings |= {"num_screened": args.num_screened, "num_clips": args.num_clips}
+    settings |= {"backend": args.backend, "precision": args.precision}
+    results = {"screening": {}, "drift": {}, "fvd": {}, "floor": None, "real": None, **settings}
     if path.exists():
         results = json.loads(path.read_text())
     for name, value in settings.items():
         if results.get(name) != value:
             parser.error(f"--output_dir {args.output_dir}: holds results of {name} {results.get(name)}, not {value}.")
     save(args, results)
+    if args.backend == "openvino":
+        use_openvino(pipeline, args.precision)
     measure_drift(pipeline, args, results)
     plot(args, results)
     if args.real:

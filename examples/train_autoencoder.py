@@ -41,7 +41,7 @@ from diffusers_endora.training.autoencoder_loss import (
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
 
 JUDGE_RATE = 5e-4  # of the discriminator
-SHARPENING_RATE = 0.3  # of the learning rate, for the decoder alone
+SHARPENING_RATE = 0.1  # of the learning rate, for the decoder alone
 
 
 def parse_args() -> argparse.Namespace:
