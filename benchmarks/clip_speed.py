@@ -65,10 +65,10 @@ def flops_of_a_call(pipeline: EndoraPipeline) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=bundled_model(), help="pipeline folder; default: the bundled model")
+    parser.add_argument("--model", help="pipeline folder; default: the bundled model")
     parser.add_argument("--num_turns", type=int, default=5)
     args = parser.parse_args()
-    found = variants(args.model)
+    found = variants(args.model or bundled_model())
     gflop = flops_of_a_call(found["preset"][0]) / 1e9
 
     def seconds(name: str, seed: int) -> float:

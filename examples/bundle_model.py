@@ -62,6 +62,7 @@ def main() -> None:
             prediction_type="flow_prediction",
         )
         bundle = EndoraPipeline(vae, pipeline.transformer, scheduler, num_inference_steps=args.num_inference_steps)
+        args.output_dir.mkdir(parents=True, exist_ok=True)
         with replacing_entries(args.output_dir) as folder:
             bundle.vae.half()
             bundle.transformer.half()

@@ -8,7 +8,7 @@
 set -eu
 work=${1:-outputs/phantom_model}
 examples=$(cd "$(dirname "$0")" && pwd)
-bundled=$(python -c "import diffusers_endora; print(diffusers_endora.bundled_model())")
+bundled=$(python -c "from diffusers_endora import bundled; print(bundled.__path__[0])")/phantom
 
 echo "== 1. videos of 2000, 128 and 1024 rendered colons"
 python "$examples/render_phantom.py" --output_dir "$work/phantom/train" --split train --num_videos 2000 --num_frames 32
@@ -25,7 +25,7 @@ python "$examples/train_teacher.py" --train_data_dir "$work/phantom/train" \
 echo "== 3. the autoencoder"
 python "$examples/train_autoencoder.py" --train_data_dir "$work/phantom/train" \
     --validation_data_dir "$work/phantom/validation" --output_dir "$work/autoencoder" --teacher "$work/teacher" \
-    --latent_channels 16 --max_train_steps 9000 --sharpening_start 6000 --mixed_precision bf16
+    --latent_channels 16 --max_train_steps 15000 --sharpening_start 11000 --mixed_precision bf16
 
 echo "== 4. the transformer"
 python "$examples/train_endora.py" --train_data_dir "$work/phantom/train" --output_dir "$work/transformer" \

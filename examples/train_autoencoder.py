@@ -1,7 +1,7 @@
 """Trains a small `AutoencoderKL` on the frames of videos, for `train_endora.py --pretrained_vae`.
 
     python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir OUT \
-        --teacher TEACHER --sharpening_start 6000
+        --teacher TEACHER --sharpening_start 11000
 
 The loss is the absolute distance of pixels and the posterior's divergence. From `--sharpening_start` on the encoder
 stays as it is, and the decoder is trained with the distance of a ViT's tokens (`--teacher`, such as
@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--adversarial_weight", type=float, default=0.5, help="in gradients, of the other terms'")
     parser.add_argument("--sharpening_start", type=int, help="step that only the decoder learns from")
     parser.add_argument("--train_batch_size", type=int, default=4, help="whole frames; of crops four times as many")
-    parser.add_argument("--max_train_steps", type=int, default=9000)
+    parser.add_argument("--max_train_steps", type=int, default=15_000)
     parser.add_argument("--learning_rate", type=float, default=0.03, help="of Muon; Adam's is a thirtieth")
     parser.add_argument("--checkpointing_steps", type=int, default=500)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")

@@ -627,3 +627,17 @@ def test_importing_the_command_imports_nothing_heavy_itself():
     assert not [
         line for line in top if line.split()[1].split(".")[0] in ("torch", "diffusers", "numpy", "safetensors")
     ]
+
+
+def test_an_installation_without_the_bundled_model_says_so(tmp_path, monkeypatch, capsys):
+    from diffusers_endora import bundled
+
+    monkeypatch.setattr(bundled, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("sys.argv", ["endora", "generate", "--output", str(tmp_path / "clips")])
+    with pytest.raises(SystemExit) as raised:
+        cli.main()
+    assert raised.value.code == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "this installation came without the bundled model" in error
+    assert not (tmp_path / "clips").exists()

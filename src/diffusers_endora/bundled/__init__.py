@@ -12,5 +12,11 @@ def bundled_model() -> str:
     Example:
         >>> pipe = EndoraPipeline.from_pretrained(bundled_model())
         >>> frames = pipe(class_labels=[2]).frames[0]
+
+    Raises:
+        OSError: this installation came without it.
     """
-    return str(Path(__file__).parent / "phantom")
+    folder = Path(__file__).parent / "phantom"
+    if not (folder / "model_index.json").is_file():
+        raise OSError(f"{folder}: this installation came without the bundled model; name another")
+    return str(folder)
