@@ -10,6 +10,7 @@ Operations are those of the transformer. Whether the clips are as good is the qu
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +50,8 @@ def variants(model: str) -> dict[str, tuple[EndoraPipeline, int]]:
             student.fuse_lora()
             student.unload_lora_weights()
             student.scheduler = DPMSolverMultistepScheduler.from_pretrained(model, subfolder="student/scheduler")
-            found[name] = (by_openvino(student, "bf16") if "OpenVINO" in name else student, 3)
+            calls = json.loads((Path(model) / "student" / "calls.json").read_text())["calls"]
+            found[name] = (by_openvino(student, "bf16") if "OpenVINO" in name else student, calls)
     return found
 
 
@@ -68,7 +70,12 @@ def main() -> None:
     parser.add_argument("--model", help="pipeline folder; default: the bundled model")
     parser.add_argument("--num_turns", type=int, default=5)
     args = parser.parse_args()
-    found = variants(args.model or bundled_model())
+    if args.num_turns < 1:
+        parser.error(f"--num_turns {args.num_turns}: expected a positive integer.")
+    try:
+        found = variants(args.model or bundled_model())
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     gflop = flops_of_a_call(found["preset"][0]) / 1e9
 
     def seconds(name: str, seed: int) -> float:

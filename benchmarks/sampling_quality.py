@@ -14,9 +14,10 @@ of as many real clips, the floor. A finalist is called equivalent where the uppe
 tenth of the floor. The reference is the official sampler, 250 steps of DDPM, whatever the model predicts: a model of
 rectified flow is turned into one of noise for it (see `NoiseOfFlow`). Samples are kept in the output folder.
 
-`--backend openvino` computes the network by OpenVINO, in float32 unless `--precision bf16`, which is faster on a CPU.
-Calls are counted, not computed. The output folder gets `sampling.json`, `sampling.md` and `sampling.png`, the front of
-drift against calls.
+`--backend openvino` computes the network by OpenVINO, which is faster on a CPU: that of all samplers and of the
+reference alike, in float32 unless `--precision bf16`. What bfloat16 changes is then in both sides; `cheaper_calls.py`
+measures it. Calls are counted, not computed. The output folder gets `sampling.json`, `sampling.md` and `sampling.png`,
+the front of drift against calls.
 """
 
 import argparse
@@ -197,7 +198,7 @@ def measure_drift(pipeline: EndoraPipeline, args: argparse.Namespace, results: d
         entries = results["screening"][name].values()
         return min((entry["drift"] for entry in entries if entry.get("calls", 99) <= 10), default=np.inf)
 
-    measure("screening", candidates, min(args.num_screened, args.num_noises))
+    measure("screening", candidates, args.num_screened)
     measure("drift", sorted(candidates, key=best_up_to_ten_calls)[:NUM_RANKED], args.num_noises)
     pipeline.scheduler = own_scheduler
 
@@ -306,6 +307,10 @@ def main() -> None:
         name, _, steps = finalist.rpartition(":")
         if name not in known or not steps.isdigit():
             parser.error(f'--finalists "{finalist}": expected NAME:STEPS with a name of {", ".join(known)}.')
+    if args.backend == "torch" and args.precision != "f32":
+        parser.error(f"--precision {args.precision} needs --backend openvino.")
+    if not 1 <= args.num_screened <= args.num_noises:
+        parser.error(f"--num_screened {args.num_screened}: expected 1 to --num_noises {args.num_noises}.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "sampling.json"
     settings = {"transformer": hash_weights(pipeline.transformer), "num_noises": args.num_noises}

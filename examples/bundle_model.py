@@ -3,11 +3,14 @@
     python examples/bundle_model.py --transformer TRAINING --autoencoder AUTOENCODER --student STUDENT \
         --output_dir src/diffusers_endora/bundled/phantom
 
-`--transformer` is the output of `train_endora.py`, trained on latents of `--autoencoder`, whose decoder may have been
-trained further since; `--student` that of `distill_endora.py`. The model card in the folder stays as it is.
+`--transformer` is the output of `train_endora.py` for rectified flow, trained on latents of `--autoencoder`, whose
+decoder may have been trained further since; `--student` that of `distill_endora.py`. The model card, `README.md`, is
+written by hand, beside what this writes, and stays as it is.
 """
 
 import argparse
+import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -15,13 +18,14 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import AutoencoderKL
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.files import replacing_entries
 
 MOST_BYTES = 20_000_000
+SCHEDULERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler")
 ADAPTER = "pytorch_lora_weights.safetensors"
 
 
@@ -29,22 +33,28 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--transformer", required=True, help="folder of the trained pipeline")
     parser.add_argument("--autoencoder", required=True, help="folder of its autoencoder")
-    parser.add_argument("--student", type=Path, help="folder of the adapter for fewer calls")
+    parser.add_argument("--student", type=Path, required=True, help="folder of the adapter for fewer calls")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--scheduler", default="UniPCMultistepScheduler", help="class, of diffusers")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, default=SCHEDULERS[0])
     parser.add_argument("--solver_order", type=int, default=2)
     parser.add_argument("--flow_shift", type=float, default=2.0)
     parser.add_argument("--num_inference_steps", type=int, default=10)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.num_inference_steps < 1:
+        parser.error(f"--num_inference_steps {args.num_inference_steps}: expected a positive integer.")
+    if not args.flow_shift > 0:
+        parser.error(f"--flow_shift {args.flow_shift}: expected a positive number.")
+    return args
 
 
 def check_encoder(trained: AutoencoderKL, given: AutoencoderKL) -> None:
     """Raises a ValueError unless the two give the same latents."""
-    if trained.config.scaling_factor != given.config.scaling_factor:
+    if not math.isclose(trained.config.scaling_factor, given.config.scaling_factor, rel_tol=1e-3):
         raise ValueError("the autoencoders scale latents differently; expected the one of the transformer's training")
     weights, others = trained.state_dict(), given.state_dict()
     for name, weight in weights.items():
-        if name.startswith(("encoder.", "quant_conv.")) and not torch.equal(weight, others[name]):
+        is_of_encoder = name.startswith(("encoder.", "quant_conv."))
+        if is_of_encoder and (name not in others or not torch.equal(weight, others[name])):
             raise ValueError(f"{name} differs: expected the encoder of the transformer's training")
 
 
@@ -53,7 +63,10 @@ def main() -> None:
     try:
         pipeline = EndoraPipeline.from_pretrained(args.transformer)
         vae = AutoencoderKL.from_pretrained(args.autoencoder)
+        if pipeline.config.prediction_type != "flow_prediction":
+            raise ValueError(f"--transformer {args.transformer}: predicts no flow; expected a model of rectified flow")
         check_encoder(pipeline.vae, vae)
+        vae.register_to_config(scaling_factor=pipeline.vae.config.scaling_factor)
         scheduler = getattr(diffusers, args.scheduler)(
             num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,
             solver_order=args.solver_order,
@@ -67,15 +80,16 @@ def main() -> None:
             bundle.vae.half()
             bundle.transformer.half()
             bundle.save_pretrained(folder)
-            if args.student is not None:
-                shutil.copytree(args.student / "scheduler", folder / "student" / "scheduler")
-                with safe_open(args.student / ADAPTER, "pt") as file:
-                    half = {name: file.get_tensor(name).half() for name in file.keys()}  # noqa: SIM118
-                    save_file(half, folder / "student" / ADAPTER, file.metadata())
+            shutil.copytree(args.student / "scheduler", folder / "student" / "scheduler")
+            with safe_open(args.student / ADAPTER, "pt") as file:
+                half = {name: file.get_tensor(name).half() for name in file.keys()}  # noqa: SIM118
+                save_file(half, folder / "student" / ADAPTER, file.metadata())
+            arguments = json.loads((args.student / "training.json").read_text())["arguments"]
+            (folder / "student" / "calls.json").write_text(json.dumps({"calls": arguments["num_steps"]}) + "\n")
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             if size > MOST_BYTES:
                 raise ValueError(f"{size / 1e6:.1f} MB: expected at most {MOST_BYTES / 1e6:.0f}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         sys.exit(f"bundle_model.py: error: {error}")
     print(f"{args.output_dir}: {size / 1e6:.1f} MB")
 

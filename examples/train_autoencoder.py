@@ -40,8 +40,8 @@ from diffusers_endora.training.autoencoder_loss import (
 )
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
 
-JUDGE_RATE = 5e-4  # of the discriminator
-SHARPENING_RATE = 0.1  # of the learning rate, for the decoder alone
+DISCRIMINATOR_RATE = 5e-4  # learning rate
+SHARPENING_RATE = 0.3  # of the learning rate, for the decoder alone
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,6 +74,13 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--resolution {args.resolution}: expected a multiple of {multiple} pixels, 32 or more.")
     if args.teacher and args.sharpening_start is None:
         parser.error("--teacher is used from --sharpening_start on: give both.")
+    if args.sharpening_start is not None and not 0 < args.sharpening_start < args.max_train_steps:
+        parser.error(
+            f"--sharpening_start {args.sharpening_start}: expected more than 0 and less than --max_train_steps "
+            f"{args.max_train_steps}."
+        )
+    if not hasattr(torch.optim, "Muon"):
+        parser.error(f"needs torch 2.9 or newer, for Muon; this is {torch.__version__}.")
     return args
 
 
@@ -91,10 +98,8 @@ def draw_batch(frames: torch.Tensor, batch_size: int, is_whole: bool, generator:
 
 
 def phases(max_train_steps: int, sharpening_start: int | None) -> list[int]:
-    """Steps of what is trained with a rate that rises, stays and falls to nothing: of all, then of the decoder."""
-    if sharpening_start is None or not 0 < sharpening_start < max_train_steps:
-        return [max_train_steps]
-    return [sharpening_start, max_train_steps - sharpening_start]
+    """Lengths of the phases, in steps: the whole autoencoder, then the decoder alone."""
+    return [max_train_steps] if sharpening_start is None else [sharpening_start, max_train_steps - sharpening_start]
 
 
 def rate_at(step: int, lengths: list[int]) -> float:
@@ -184,7 +189,9 @@ def main() -> None:
     optimizers = {
         "muon": torch.optim.Muon(matrices, lr=args.learning_rate, weight_decay=0),
         "adam": torch.optim.AdamW(others, lr=args.learning_rate / 30, betas=(0.9, 0.99), weight_decay=0),
-        "judge": torch.optim.AdamW(discriminator.parameters(), lr=JUDGE_RATE, betas=(0.5, 0.9), weight_decay=0),
+        "discriminator": torch.optim.AdamW(
+            discriminator.parameters(), lr=DISCRIMINATOR_RATE, betas=(0.5, 0.9), weight_decay=0
+        ),
     }
     optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
     lengths = phases(args.max_train_steps, args.sharpening_start)
@@ -239,7 +246,7 @@ def main() -> None:
                 scores = discriminator(pixels), discriminator(reconstruction.detach())
                 terms["discriminator"] = discriminator_loss(*scores)
             accelerator.backward(terms["discriminator"])
-            optimizers["judge"].step()
+            optimizers["discriminator"].step()
             discriminator.zero_grad()
 
         for name, term in terms.items():
@@ -249,7 +256,7 @@ def main() -> None:
                 f"step {step + 1}: " + ", ".join(f"{name} {sum(of) / len(of):.4f}" for name, of in logged.items())
             )
             logged.clear()
-        if (step + 1) % args.checkpointing_steps == 0:
+        if (step + 1) % args.checkpointing_steps == 0 and step + 1 < args.max_train_steps:
             save(accelerator.unwrap_model(vae), frames, held_out, args.output_dir, arguments)
 
     # 3. The result

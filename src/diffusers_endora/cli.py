@@ -179,6 +179,7 @@ def generate(
         ) from error
     if model is None:
         folder, model = bundled_model(), BUNDLED
+        arguments["model"] = model
     else:
         folder = model if Path(model).is_dir() else EndoraPipeline.download(model)
     is_openvino = backend == "openvino"

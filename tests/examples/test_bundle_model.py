@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors import safe_open
 from script_runs import EXAMPLES, as_flags, run_main
 
@@ -68,7 +68,7 @@ def test_half_the_bytes_and_the_sharper_decoder(parts, tmp_path):
         assert file.metadata() == original.metadata()
         assert all(file.get_tensor(name).dtype == torch.float16 for name in file.keys())  # noqa: SIM118
     configs = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("*.json")]
-    assert len(configs) == 5
+    assert len(configs) == 6
     assert not any(config.get("_name_or_path") for config in configs)
 
 
@@ -81,3 +81,13 @@ def test_latents_of_another_autoencoder_are_refused_and_nothing_is_written(parts
     with pytest.raises(SystemExit, match=r"encoder\.conv_in\.weight differs"):
         bundle(tmp_path / "out", **{**parts, "autoencoder": tmp_path / "other"})
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_model_of_noise_is_refused(parts, tmp_path):
+    pipe = EndoraPipeline.from_pretrained(parts["transformer"])
+    EndoraPipeline(pipe.vae, pipe.transformer, DDPMScheduler()).save_pretrained(tmp_path / "noise")
+    with pytest.raises(SystemExit, match="predicts no flow"):
+        bundle(tmp_path / "out", **{**parts, "transformer": tmp_path / "noise"})
+    with pytest.raises(SystemExit):
+        bundle(tmp_path / "out", **parts, num_inference_steps=0)
+    assert not (tmp_path / "out").exists()

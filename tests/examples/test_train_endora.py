@@ -527,6 +527,7 @@ def test_resuming_another_training_is_refused(material, tmp_path):
         weights = next(path.glob("*.safetensors"))
         save_file({key: value + 1 for key, value in load_file(weights).items()}, weights, metadata={"format": "pt"})
     changes = {"train_batch_size": 4, "num_layers": 2, "seed": 1, "max_train_steps": 3, "max_grad_norm": 2}
+    changes["optimizer"] = "muon"
     changes |= {"pretrained_vae": other["vae"], "dino_model": other["teacher"]}
     names = {"train_batch_size": "clips_per_step", "num_layers": "transformer", "pretrained_vae": "vae"}
     names["dino_model"] = "teacher"

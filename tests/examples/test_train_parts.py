@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from script_runs import EXAMPLES, run_main
 from transformers import ViTModel
 
@@ -58,7 +59,7 @@ def test_train_autoencoder_and_resume(material, tmp_path, capsys):
         "resolution": 64,
         "block_out_channels": "8 16",
         "teacher": material["teacher"],
-        "sharpening_start": 1,
+        "sharpening_start": 2,
         "train_batch_size": 1,
         "max_train_steps": 4,
         "checkpointing_steps": 2,
@@ -68,12 +69,28 @@ def test_train_autoencoder_and_resume(material, tmp_path, capsys):
     run("train_autoencoder.py", output_dir=tmp_path / "resumed", **options)
     whole, resumed = (load_vae(tmp_path / name) for name in ("whole", "resumed"))
     assert torch.equal(weights(whole), weights(resumed))
+    unsharpened = load_file(tmp_path / "whole" / "checkpoint-2" / "model.safetensors")
+    changed = {name for name, weight in whole.state_dict().items() if not torch.equal(weight, unsharpened[name])}
+    assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
+    assert len(changed) > 0.9 * len(whole.decoder.state_dict())  # by Muon and by Adam
     with torch.no_grad():
         latents = whole.encode(torch.rand(8, 3, 64, 64) * 2 - 1).latent_dist.mode()
-    assert latents.shape == (8, 4, 32, 32)
+    assert latents.shape == (8, 16, 32, 32)
     assert whole.config.scaling_factor != 0.18215
     assert json.loads((tmp_path / "whole" / "training.json").read_text())["held_out_psnr_db"]["mean"] > 0
     assert (tmp_path / "whole" / "reconstruction.png").exists()
+
+
+def test_rate_of_the_autoencoder(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from train_autoencoder import SHARPENING_RATE, phases, rate_at
+
+    lengths = phases(900, 600)
+    assert lengths == [600, 300]
+    assert phases(900, None) == [900]
+    rates = [rate_at(step, lengths) for step in (0, 59, 399, 500, 599, 600, 700, 899, 900)]
+    second = [SHARPENING_RATE * share for share in (1 / 30, 1, 0.01, 0)]
+    assert rates == pytest.approx([1 / 60, 1, 1, 0.5, 0.005, *second])
 
 
 @pytest.mark.parametrize("script", ["train_teacher.py", "train_autoencoder.py"])
@@ -105,6 +122,8 @@ def test_another_training_in_the_folder_is_refused(script, material, tmp_path):
         ("train_autoencoder.py", {"resolution": 40}, "--resolution 40: expected a multiple of 16 pixels, 32 or more"),
         ("train_autoencoder.py", {"block_out_channels": "12 16"}, "--block_out_channels 12: expected multiples of 8"),
         ("train_autoencoder.py", {"teacher": "x"}, "--teacher is used from --sharpening_start on: give both"),
+        ("train_autoencoder.py", {"sharpening_start": 0}, "--sharpening_start 0: expected more than 0 and less than"),
+        ("train_autoencoder.py", {"sharpening_start": 15000}, "--sharpening_start 15000: expected more than 0 and"),
         ("train_autoencoder.py", {"max_train_steps": 0}, "--max_train_steps 0: expected a positive integer"),
     ],
 )

@@ -35,8 +35,14 @@ def test_token_distance():
         TokenDistance(small_vit(), layers=(0, 3))
 
 
-def test_discriminator_sees_patches_of_46_pixels():
-    discriminator = PatchDiscriminator(width=4).eval()
+def test_discriminator_sees_patches_of_46_pixels_and_no_other_picture():
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(width=4)
+    pictures = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(discriminator(pictures)[:1], discriminator(pictures[:1]))
+    for i, layer in enumerate(discriminator):
+        if isinstance(layer, torch.nn.GroupNorm):  # which looks at a whole picture
+            discriminator[i] = torch.nn.Identity()
     pixels = torch.randn(1, 3, 128, 128, requires_grad=True)
     scores = discriminator(pixels)
     assert scores.shape == (1, 1, 15, 15)

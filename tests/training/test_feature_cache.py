@@ -65,6 +65,28 @@ def test_it_gives_what_the_network_makes_of_the_items_frames(tmp_path, corpus, m
     assert seen == {0, 1, 2}  # as it is, mirrored, still
 
 
+def test_forms_that_are_alike_in_some_frames_alone_are_all_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "FRAMES_AT_A_TIME", 3)
+    frames = np.random.default_rng(0).integers(0, 255, (9, 16, 16, 3), dtype=np.uint8)
+    frames[:3] = frames[:3, :, :1]  # the first three are their own mirror images
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "0.mkv", frames, fps=8, codec="ffv1")
+    cache = filled(tmp_path, tmp_path / "videos")
+    dataset = dataset_of(tmp_path / "videos")
+    for frame in range(9):
+        pixels = dataset.read_variants(0, range(frame, frame + 1))[:, 0]
+        read = cache.read([3 * frame + form for form in dataset.frame_variants])
+        torch.testing.assert_close(read["edge"].float(), compute(pixels)["edge"], rtol=1e-3, atol=1e-3)
+
+
+def test_shards_of_an_earlier_version_are_computed_again(tmp_path, corpus, caplog):
+    cache = filled(tmp_path, corpus)
+    path = cache.shards[0].path
+    save_file(load_file(path), path, metadata={"damaged": "[]", "sha256": "0" * 64})
+    assert [shard.path for shard in opened(tmp_path, corpus).missing()] == [path]
+    assert "is of an earlier version" in caplog.text
+
+
 def test_a_filled_cache_computes_nothing_and_reads_no_video(tmp_path, corpus, monkeypatch):
     filled(tmp_path, corpus)
     monkeypatch.setattr(ClipDataset, "video_hash", lambda *_: pytest.fail("a video was read"))

@@ -18,5 +18,7 @@ def bundled_model() -> str:
     """
     folder = Path(__file__).parent / "phantom"
     if not (folder / "model_index.json").is_file():
-        raise OSError(f"{folder}: this installation came without the bundled model; name another")
+        raise OSError(
+            f"{folder}: this installation came without the bundled model; name a pipeline folder or a Hub id"
+        )
     return str(folder)

@@ -68,6 +68,8 @@ def check_adapter(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error("--pretrained_model is required: the folder or Hub id of the pipeline to adapt.")
     if args.push_to_hub and args.hub_model_id == args.pretrained_model:
         parser.error(f"--hub_model_id {args.hub_model_id}: is the base pipeline's; an adapter has a page of its own.")
+    if args.optimizer == "muon":
+        parser.error("--optimizer muon: is for whole matrices; adapters are trained by adamw.")
     args.lora_alpha = args.rank if args.lora_alpha is None else args.lora_alpha
     for name in ("rank", "lora_alpha"):
         if not getattr(args, name) > 0:

@@ -55,10 +55,11 @@ class TokenDistance(nn.Module):
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Scores overlapping patches of 46x46 pixels, real above 0: `(B, 3, H, W)` -> `(B, 1, H / 8 - 1, W / 8 - 1)`.
+    """Scores overlapping patches, real above 0: `(B, 3, H, W)` -> `(B, 1, H / 8 - 1, W / 8 - 1)`.
 
-    Group normalisation in place of batch normalisation, by whose statistics a batch of real frames would be told from
-    one of reconstructions. (With spectral normalisation it learned three times more slowly.)
+    Its convolutions see 46x46 pixels, its normalisation the whole picture. Group normalisation takes the place of
+    batch normalisation, by whose statistics a batch of real frames would be told from one of reconstructions. (With
+    spectral normalisation it learned three times more slowly.)
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -72,10 +73,11 @@ class PatchDiscriminator(nn.Sequential):
 def balance(loss: torch.Tensor, reference: torch.Tensor, last_layer: torch.Tensor) -> torch.Tensor:
     """The factor that makes the gradient of `loss` for the decoder's last layer as long as that of `reference`.
 
-    VQGAN's adaptive weight (Esser et al. 2021, equation 7). Both losses can still be differentiated afterwards.
+    VQGAN's adaptive weight (Esser et al. 2021, equation 7), with its bound for a gradient that vanishes: 1e-6 is added
+    to that of `loss`. Both losses can still be differentiated afterwards.
     """
     norms = [torch.autograd.grad(of, last_layer, retain_graph=True)[0].norm() for of in (reference, loss)]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
+    return (norms[0] / (norms[1] + 1e-6)).clamp(max=1e4).detach()
 
 
 def discriminator_loss(real_scores: torch.Tensor, fake_scores: torch.Tensor) -> torch.Tensor:

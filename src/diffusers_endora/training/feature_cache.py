@@ -401,7 +401,10 @@ def _is_intact(path: Path) -> bool:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         logger.warning("%s is computed again: it cannot be read (%s)", path, error)
         return False
-    if not {"damaged", "forms", "sha256"} <= set(metadata) or metadata["sha256"] != _digest(tensors, metadata):
+    if "sha256" in metadata and "forms" not in metadata:
+        logger.warning("%s is computed again: it is of an earlier version of this package", path)
+        return False
+    if not {"damaged", "sha256"} <= set(metadata) or metadata["sha256"] != _digest(tensors, metadata):
         logger.warning("%s is computed again: its hash is another", path)
         return False
     return True

@@ -44,7 +44,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """A step of both parts. A closure is not taken."""
+        """A step of both parts.
+
+        Raises:
+            ValueError: a closure is given.
+        """
+        if closure is not None:
+            raise ValueError("MuonWithAdamW takes no closure.")
         for part in self.parts.values():
             part.step()
 

@@ -158,8 +158,8 @@ class Trainer:
         )
         prepare_to_shard(accelerator, model, args.train_batch_size)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        is_fused = isinstance(optimizer, torch.optim.AdamW)
-        self.skips_on_device = is_fused and accelerator.scaler is None
+        takes_found_inf = isinstance(optimizer, torch.optim.AdamW)
+        self.skips_on_device = takes_found_inf and accelerator.scaler is None
         self.ema = None
         if args.use_ema:
             device = "cpu" if args.offload_ema else None
@@ -289,7 +289,7 @@ class Trainer:
                 self.optimizer.optimizer.grad_scale = None
                 self.optimizer.optimizer.found_inf = is_bad.float()
                 self.optimizer.step()
-            elif not is_bad.item():  # what keeps count of scales, or Adam's moments, on the host waits for the device
+            elif not is_bad.item():  # 8-bit Adam, Muon and fp16's scaler cannot be told on the device: the host waits
                 self.optimizer.step()
             elif accelerator.scaler is not None:
                 accelerator.scaler.update()
@@ -474,7 +474,7 @@ class Trainer:
         names += ["antialias", "prior", "prior_weight", "use_ema", "ema_decay", "ema_warmup", "prediction_type"]
         names += ["zero_terminal_snr", "loss_weighting", "snr_gamma", "sigmoid_bias", "timestep_density", "logit_mean"]
         names += ["logit_std", "lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay"]
-        names += ["max_grad_norm", "max_grad_norm_start"]
+        names += ["max_grad_norm", "max_grad_norm_start", "optimizer", "use_8bit_adam"]
         if args.lr_scheduler not in ("constant", "constant_with_warmup"):
             names.append("max_train_steps")  # the rate depends on it
         frames = json.dumps(self.dataset.num_frames_of_videos)
@@ -524,7 +524,7 @@ class Trainer:
         """Raises a ValueError that names what differs between a checkpoint's training and this one."""
         if not (checkpoint / RUN_FACTS).is_file():
             raise ValueError(f"{checkpoint} has no {RUN_FACTS}: expected a checkpoint of this script.")
-        earlier = json.loads((checkpoint / RUN_FACTS).read_text()).get("facts", {})
+        earlier = {"optimizer": "adamw", **json.loads((checkpoint / RUN_FACTS).read_text()).get("facts", {})}
         facts = json.loads(json.dumps(self.facts()))
         differing = [name for name in facts if name in earlier and earlier[name] != facts[name]]
         if differing:
