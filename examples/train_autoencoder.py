@@ -7,7 +7,7 @@ The loss is the absolute distance of pixels and the posterior's divergence. From
 stays as it is, and the decoder is trained with the distance of a ViT's tokens (`--teacher`, such as
 `train_teacher.py` makes) and a discriminator of patches besides: latents no longer change from there on.
 Convolutions are trained by Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which gets as far as
-Adam in a third of the steps here; biases, norms and the last layer by Adam.
+Adam in six tenths of the steps here; biases, norms and the last layer by Adam.
 Three in four batches are crops of half the side, as many as cost what the whole frames of the fourth do. The learning
 rate rises, stays and falls to nothing, before the sharpening and again with it; a moving average of the weights was
 worse than the weights. A killed training goes on from its latest checkpoint.
