@@ -35,7 +35,7 @@ def test_token_distance():
         TokenDistance(small_vit(), layers=(0, 3))
 
 
-def test_discriminator_sees_patches_of_46_pixels_and_no_other_picture():
+def test_discriminator_sees_patches_of_48_pixels_and_no_other_picture():
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(width=4)
     pictures = torch.randn(2, 3, 64, 64)
@@ -48,7 +48,7 @@ def test_discriminator_sees_patches_of_46_pixels_and_no_other_picture():
     assert scores.shape == (1, 1, 15, 15)
     scores[0, 0, 7, 7].backward()
     touched = pixels.grad.abs().sum((0, 1, 2)).nonzero()
-    assert touched.max() - touched.min() + 1 == 46
+    assert touched.max() - touched.min() + 1 == 48
 
 
 def test_hinge_loss():

@@ -54,16 +54,25 @@ class TokenDistance(nn.Module):
         return [F.normalize(self.vit.layernorm(states[layer + 1])[:, 1:].float(), dim=-1) for layer in self.layers]
 
 
+class WithDetail(nn.Module):
+    """Puts eight times what a mean over 3x3 pixels takes away beside the pixels: `(B, 3, H, W)` -> `(B, 6, H, W)`."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        coarse = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+        return torch.cat([pixels, 8 * (pixels - coarse)], dim=1)
+
+
 class PatchDiscriminator(nn.Sequential):
     """Scores overlapping patches, real above 0: `(B, 3, H, W)` -> `(B, 1, H / 8 - 1, W / 8 - 1)`.
 
-    Its convolutions see 46x46 pixels, its normalisation the whole picture. Group normalisation takes the place of
-    batch normalisation, by whose statistics a batch of real frames would be told from one of reconstructions. (With
-    spectral normalisation it learned three times more slowly.)
+    Fine detail, which reconstructions lack, is put before its eyes (`WithDetail`): without, it took hundreds of steps
+    to tell them from real frames, and with it some tens. Its convolutions see 48x48 pixels, its normalisation the
+    whole picture. Group normalisation takes the place of batch normalisation, by whose statistics a batch of real
+    frames would be told from one of reconstructions.
     """
 
     def __init__(self, width: int = 32) -> None:
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [WithDetail(), nn.Conv2d(6, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for channels in (width, 2 * width):
             convolution = nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1)
             layers += [convolution, nn.GroupNorm(8, 2 * channels), nn.LeakyReLU(0.2)]
