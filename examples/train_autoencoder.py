@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--teacher", help="folder or Hub id of the ViT whose tokens are compared")
     parser.add_argument("--kl_weight", type=float, default=4e-3, help="of the divergence in nats per pixel")
     parser.add_argument("--token_weight", type=float, default=1.0)
-    parser.add_argument("--adversarial_weight", type=float, default=0.5, help="in gradients, of the other terms'")
+    parser.add_argument("--adversarial_weight", type=float, default=0.1, help="in gradients, of the other terms'")
     parser.add_argument("--sharpening_start", type=int, help="step that only the decoder learns from")
     parser.add_argument("--train_batch_size", type=int, default=4, help="whole frames; of crops four times as many")
     parser.add_argument("--max_train_steps", type=int, default=15_000)
