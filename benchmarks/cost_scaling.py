@@ -1,6 +1,6 @@
 """How the cost of a clip grows with its frames and its pixels: floating-point operations and seconds, against a line.
 
-    python benchmarks/cost_scaling.py --model outputs/demo/pipeline --output cost_scaling.png
+    python benchmarks/cost_scaling.py --output cost_scaling.png
 
 One call of the transformer and the decoding of the clip, each at 8 to 64 frames of the training's size, and at 64x64
 to 256x256 with the training's frames. Operations are counted by `torch.utils.flop_counter` (a multiplication and an
@@ -20,7 +20,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusers_endora import EndoraPipeline
+from diffusers_endora import EndoraPipeline, bundled_model
 
 FRAMES, SIDES = (8, 16, 32, 64), (64, 128, 192, 256)
 
@@ -34,11 +34,11 @@ def count_flops(run: Callable[[], object]) -> int:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="pipeline folder")
+    parser.add_argument("--model", help="pipeline folder; default: the bundled model")
     parser.add_argument("--output", type=Path, default=Path("cost_scaling.png"))
     parser.add_argument("--num_turns", type=int, default=5)
     args = parser.parse_args()
-    pipeline = EndoraPipeline.from_pretrained(args.model)
+    pipeline = EndoraPipeline.from_pretrained(args.model or bundled_model())
     transformer, factor = pipeline.transformer, pipeline.vae_scale_factor
     num_frames, side = transformer.config.num_frames, transformer.config.sample_size * factor
     labels = None if transformer.null_class is None else torch.tensor([transformer.null_class])

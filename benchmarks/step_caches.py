@@ -6,8 +6,8 @@ Latents of 8 clips from the same noises, by one sampler at 4 to 50 steps, withou
 `sampling_quality.py`, against a reference of 1000 steps. Cost is counted in floating-point operations and given in
 whole calls of the network. A cache is worth having where it drifts less than the bare sampler at the same cost: the
 last column is the cost at which the bare sampler drifts as much, interpolated, over the cache's own. MagCache is
-calibrated on other noises first, for each number of steps. The output folder gets `step_caches.json`, `.md` and
-`.png`.
+calibrated on other noises first, for each number of steps. The output folder gets `step_caches.json`, from which a
+killed run goes on, `.md` and `.png`.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.files import written_atomically
+from diffusers_endora.metrics.feature_extractors import hash_weights
 
 BARE_STEPS = (4, 5, 6, 8, 10, 12, 15, 20, 25, 35, 50)
 CACHED_STEPS = (10, 20, 50)
@@ -136,14 +137,28 @@ def main() -> None:
     if args.sampler not in known:
         parser.error(f'--sampler "{args.sampler}": expected one of {", ".join(sorted(known))}.')
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    path = args.output_dir / "step_caches.json"
+    settings = {"transformer": hash_weights(pipeline.transformer), "sampler": args.sampler, "noises": args.num_noises}
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {**settings, "bare": {}, "cached": {}}
+    for name, value in settings.items():
+        if results.get(name) != value:
+            parser.error(f"--output_dir {args.output_dir}: holds results of {name} {results.get(name)}, not {value}.")
     own_scheduler = pipeline.scheduler
     pipeline.set_progress_bar_config(disable=True)
+
+    def save() -> None:
+        with written_atomically(path) as temporary:
+            temporary.write_text(json.dumps(results, indent=1))
 
     def draw(steps: int) -> torch.Tensor:
         return latents_by(pipeline, args.num_noises, steps)[0]
 
-    set_sampler(pipeline, own_scheduler, "DPM-Solver++ 1")
-    reference = draw(1000)
+    reference_path = args.output_dir / "reference.npy"
+    if not reference_path.exists():
+        set_sampler(pipeline, own_scheduler, "DPM-Solver++ 1")
+        with written_atomically(reference_path) as temporary:
+            np.save(temporary, draw(1000).numpy())
+    reference = torch.from_numpy(np.load(reference_path))
     set_sampler(pipeline, own_scheduler, args.sampler)
 
     def measure(steps: int) -> dict[str, float]:
@@ -152,16 +167,17 @@ def main() -> None:
         return {"cost": flops / one_call, "drift": drift.item()}
 
     one_call = count_flops(lambda: draw(10))[1] / 10
-    results: dict[str, Any] = {"bare": {}, "cached": {}}
     for steps in tqdm(BARE_STEPS, desc="no cache"):
-        results["bare"][steps] = measure(steps)
+        if str(steps) not in results["bare"]:
+            results["bare"][str(steps)] = measure(steps)
+            save()
     for steps in CACHED_STEPS:
         for name, config in tqdm(list(configs(pipeline, steps, calibrate(pipeline, steps))), desc=f"{steps} steps"):
-            pipeline.transformer.enable_cache(config)
-            results["cached"][f"{name}:{steps}"] = measure(steps)
-            pipeline.transformer.disable_cache()
-    with written_atomically(args.output_dir / "step_caches.json") as temporary:
-        temporary.write_text(json.dumps({"sampler": args.sampler, **results}, indent=1))
+            if f"{name}:{steps}" not in results["cached"]:
+                pipeline.transformer.enable_cache(config)
+                results["cached"][f"{name}:{steps}"] = measure(steps)
+                pipeline.transformer.disable_cache()
+                save()
     write_report(args.output_dir, results)
     print((args.output_dir / "step_caches.md").read_text())
 

@@ -1,23 +1,19 @@
 """Puts the model that comes with the package together: half precision, the sampler's preset, at most 20 MB.
 
-    python examples/bundle_model.py --transformer TRAINING --autoencoder AUTOENCODER --student STUDENT \
+    python examples/bundle_model.py --model TRAINING --student STUDENT \
         --output_dir src/diffusers_endora/bundled/phantom
 
-`--transformer` is the output of `train_endora.py` for rectified flow, trained on latents of `--autoencoder`, whose
-decoder may have been trained further since; `--student` that of `distill_endora.py`. The model card, `README.md`, is
-written by hand, beside what this writes, and stays as it is.
+`--model` is the output of `train_endora.py` for rectified flow, `--student` that of `distill_endora.py`. The model
+card, `README.md`, is written by hand, beside what this writes, and stays as it is.
 """
 
 import argparse
 import json
-import math
 import shutil
 import sys
 from pathlib import Path
 
 import diffusers
-import torch
-from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -31,8 +27,7 @@ ADAPTER = "pytorch_lora_weights.safetensors"
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--transformer", required=True, help="folder of the trained pipeline")
-    parser.add_argument("--autoencoder", required=True, help="folder of its autoencoder")
+    parser.add_argument("--model", required=True, help="folder of the trained pipeline")
     parser.add_argument("--student", type=Path, required=True, help="folder of the adapter for fewer calls")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--scheduler", choices=SCHEDULERS, default=SCHEDULERS[0])
@@ -47,26 +42,12 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def check_encoder(trained: AutoencoderKL, given: AutoencoderKL) -> None:
-    """Raises a ValueError unless the two give the same latents."""
-    if not math.isclose(trained.config.scaling_factor, given.config.scaling_factor, rel_tol=1e-3):
-        raise ValueError("the autoencoders scale latents differently; expected the one of the transformer's training")
-    weights, others = trained.state_dict(), given.state_dict()
-    for name, weight in weights.items():
-        is_of_encoder = name.startswith(("encoder.", "quant_conv."))
-        if is_of_encoder and (name not in others or not torch.equal(weight, others[name])):
-            raise ValueError(f"{name} differs: expected the encoder of the transformer's training")
-
-
 def main() -> None:
     args = parse_args()
     try:
-        pipeline = EndoraPipeline.from_pretrained(args.transformer)
-        vae = AutoencoderKL.from_pretrained(args.autoencoder)
+        pipeline = EndoraPipeline.from_pretrained(args.model)
         if pipeline.config.prediction_type != "flow_prediction":
-            raise ValueError(f"--transformer {args.transformer}: predicts no flow; expected a model of rectified flow")
-        check_encoder(pipeline.vae, vae)
-        vae.register_to_config(scaling_factor=pipeline.vae.config.scaling_factor)
+            raise ValueError(f"--model {args.model}: predicts no flow; expected a model of rectified flow")
         scheduler = getattr(diffusers, args.scheduler)(
             num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,
             solver_order=args.solver_order,
@@ -74,7 +55,9 @@ def main() -> None:
             use_flow_sigmas=True,
             prediction_type="flow_prediction",
         )
-        bundle = EndoraPipeline(vae, pipeline.transformer, scheduler, num_inference_steps=args.num_inference_steps)
+        bundle = EndoraPipeline(
+            pipeline.vae, pipeline.transformer, scheduler, num_inference_steps=args.num_inference_steps
+        )
         args.output_dir.mkdir(parents=True, exist_ok=True)
         with replacing_entries(args.output_dir) as folder:
             bundle.vae.half()

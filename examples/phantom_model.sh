@@ -17,22 +17,22 @@ for split in validation:128 test:1024; do
         --num_videos "${split#*:}" --num_frames 16
 done
 
-echo "== 2. a teacher for the prior, and for the autoencoder's sense of likeness"
+echo "== 2. a teacher for the prior"
 python "$examples/train_teacher.py" --train_data_dir "$work/phantom/train" \
     --validation_data_dir "$work/phantom/validation" --output_dir "$work/teacher" \
     --max_train_steps 1800 --mixed_precision bf16
 
 echo "== 3. the autoencoder"
 python "$examples/train_autoencoder.py" --train_data_dir "$work/phantom/train" \
-    --validation_data_dir "$work/phantom/validation" --output_dir "$work/autoencoder" --teacher "$work/teacher" \
-    --latent_channels 16 --max_train_steps 15000 --sharpening_start 11000 --mixed_precision bf16
+    --validation_data_dir "$work/phantom/validation" --output_dir "$work/autoencoder" --mixed_precision bf16
 
 echo "== 4. the transformer"
 python "$examples/train_endora.py" --train_data_dir "$work/phantom/train" --output_dir "$work/transformer" \
     --pretrained_vae "$work/autoencoder" --dino_model "$work/teacher" --cache_features "$work/features" \
     --cache_dino_dtype int8 --preset demo --num_layers 5 --resolution 128 --window 16 --num_still_images 2 \
     --class_conditional --no-horizontal_flip --prediction_type flow --timestep_density logit_normal --ema_warmup \
-    --train_batch_size 4 --max_train_steps 12000 --learning_rate 1e-3 --lr_scheduler cosine --mixed_precision bf16 \
+    --train_batch_size 4 --max_train_steps 12000 --optimizer muon --learning_rate 3e-3 --lr_scheduler cosine \
+    --mixed_precision bf16 \
     --dataloader_num_workers 1 --checkpointing_steps 250 --validation_steps 1000 --num_validation_clips 3 \
     --validation_inference_steps 20 --resume_from_checkpoint latest
 
@@ -41,8 +41,7 @@ python "$examples/distill_endora.py" --pretrained_model "$work/transformer" --ou
     --num_steps 3 --mixed_precision bf16
 
 echo "== 6. into the package"
-python "$examples/bundle_model.py" --transformer "$work/transformer" --autoencoder "$work/autoencoder" \
-    --student "$work/student" --output_dir "$bundled"
+python "$examples/bundle_model.py" --model "$work/transformer" --student "$work/student" --output_dir "$bundled"
 
 echo "== 7. evaluation on the test videos"
 endora evaluate --real "$work/phantom/test" --train "$work/phantom/train" --fake "$bundled" --output "$work/report" \

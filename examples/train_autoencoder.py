@@ -1,16 +1,15 @@
 """Trains a small `AutoencoderKL` on the frames of videos, for `train_endora.py --pretrained_vae`.
 
-    python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir OUT \
-        --teacher TEACHER --sharpening_start 11000
+    python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir OUT
 
-The loss is the absolute distance of pixels and the posterior's divergence. From `--sharpening_start` on the encoder
-stays as it is, and the decoder is trained with the distance of a ViT's tokens (`--teacher`, such as
-`train_teacher.py` makes) and a discriminator of patches besides: latents no longer change from there on.
+The loss is the absolute distance of pixels, the posterior's divergence, and the absolute distance once more between
+the decoded latents at half the resolution and the frames at half the resolution: such latents are easier for a
+diffusion model (scale equivariance, Skorokhodov et al. 2025, https://arxiv.org/abs/2502.14831, section 4).
 Convolutions are trained by Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which gets as far as
 Adam in six tenths of the steps here; biases, norms and the last layer by Adam.
 Three in four batches are crops of half the side, as many as cost what the whole frames of the fourth do. The learning
-rate rises, stays and falls to nothing, before the sharpening and again with it; a moving average of the weights was
-worse than the weights. A killed training goes on from its latest checkpoint.
+rate rises, stays and falls to nothing; a moving average of the weights was worse than the weights. A killed training
+goes on from its latest checkpoint.
 """
 
 import argparse
@@ -26,22 +25,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
-from transformers import AutoConfig, ViTModel
 
 from diffusers_endora.data.contact_sheet import save_contact_sheet
 from diffusers_endora.data.frames import as_pixels, load_frames
 from diffusers_endora.files import replacing_entries
-from diffusers_endora.training.autoencoder_loss import (
-    PatchDiscriminator,
-    TokenDistance,
-    balance,
-    discriminator_loss,
-    peak_signal_to_noise_ratio,
-)
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
-
-DISCRIMINATOR_RATE = 5e-4  # learning rate
-SHARPENING_RATE = 0.3  # of the learning rate, for the decoder alone
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,14 +39,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--resolution", type=int, default=128, help="side of the square frames, in pixels")
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64, 96])
-    parser.add_argument("--latent_channels", type=int, default=16)
-    parser.add_argument("--teacher", help="folder or Hub id of the ViT whose tokens are compared")
+    parser.add_argument("--latent_channels", type=int, default=8)
     parser.add_argument("--kl_weight", type=float, default=4e-3, help="of the divergence in nats per pixel")
-    parser.add_argument("--token_weight", type=float, default=1.0)
-    parser.add_argument("--adversarial_weight", type=float, default=0.1, help="in gradients, of the other terms'")
-    parser.add_argument("--sharpening_start", type=int, help="step that only the decoder learns from")
+    parser.add_argument(
+        "--equivariance_weight", type=float, default=0.25, help="of the distance at half resolution; 0: none"
+    )
     parser.add_argument("--train_batch_size", type=int, default=4, help="whole frames; of crops four times as many")
-    parser.add_argument("--max_train_steps", type=int, default=15_000)
+    parser.add_argument("--max_train_steps", type=int, default=12_000)
     parser.add_argument("--learning_rate", type=float, default=0.03, help="of Muon; Adam's is a thirtieth")
     parser.add_argument("--checkpointing_steps", type=int, default=500)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
@@ -69,16 +56,9 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
     if wrong := [width for width in args.block_out_channels if width < 8 or width % 8]:
         parser.error(f"--block_out_channels {wrong[0]}: expected multiples of 8.")
-    multiple = 2 ** len(args.block_out_channels)  # of crops of half the side too
+    multiple = 2 ** (len(args.block_out_channels) + 1)  # half of crops of half the side too
     if args.resolution < 32 or args.resolution % multiple:
         parser.error(f"--resolution {args.resolution}: expected a multiple of {multiple} pixels, 32 or more.")
-    if args.teacher and args.sharpening_start is None:
-        parser.error("--teacher is used from --sharpening_start on: give both.")
-    if args.sharpening_start is not None and not 0 < args.sharpening_start < args.max_train_steps:
-        parser.error(
-            f"--sharpening_start {args.sharpening_start}: expected more than 0 and less than --max_train_steps "
-            f"{args.max_train_steps}."
-        )
     if not hasattr(torch.optim, "Muon"):
         parser.error(f"needs torch 2.9 or newer, for Muon; this is {torch.__version__}.")
     return args
@@ -97,17 +77,15 @@ def draw_batch(frames: torch.Tensor, batch_size: int, is_whole: bool, generator:
     return as_pixels(torch.where(is_flipped[:, None, None, None], pixels.flip(-1), pixels))
 
 
-def phases(max_train_steps: int, sharpening_start: int | None) -> list[int]:
-    """Lengths of the phases, in steps: the whole autoencoder, then the decoder alone."""
-    return [max_train_steps] if sharpening_start is None else [sharpening_start, max_train_steps - sharpening_start]
+def rate_at(step: int, num_steps: int) -> float:
+    """The share of the learning rate: up in the first tenth of the training, down to 0 in its last third."""
+    return max(0.0, min(1.0, 10 * (step + 1) / num_steps, 3 * (num_steps - step) / num_steps))
 
 
-def rate_at(step: int, lengths: list[int]) -> float:
-    """The share of the learning rate: up in the first tenth of a phase, down to 0 in its last third."""
-    length, most = lengths[0], 1.0
-    if len(lengths) > 1 and step >= length:
-        step, length, most = step - length, lengths[1], SHARPENING_RATE
-    return most * max(0.0, min(1.0, 10 * (step + 1) / length, 3 * (length - step) / length))
+def peak_signal_to_noise_ratio(reconstruction: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """In dB, of each picture: `(B, 3, H, W)` in [-1, 1] -> `(B,)`; what is out of range is cut off first."""
+    error = (reconstruction.clamp(-1, 1) - pixels).square().mean((1, 2, 3)) / 4
+    return -10 * error.log10()
 
 
 @torch.no_grad()
@@ -123,13 +101,6 @@ def spread_of_latents(vae: AutoencoderKL, frames: torch.Tensor) -> float:
     torch.manual_seed(0)
     chunks = (as_pixels(chunk).to(vae.device) for chunk in frames.split(16))
     return torch.cat([vae.encode(chunk).latent_dist.sample() for chunk in chunks]).std().item()
-
-
-def load_token_distance(teacher: str) -> TokenDistance:
-    """The distance by the tokens of a folder's or Hub id's ViT."""
-    if (kind := AutoConfig.from_pretrained(teacher).model_type) != "vit":
-        raise ValueError(f"--teacher {teacher}: is a {kind}; expected a vit, such as train_teacher.py makes.")
-    return TokenDistance(ViTModel.from_pretrained(teacher, add_pooling_layer=False))
 
 
 def save(
@@ -167,7 +138,6 @@ def main() -> None:
     try:
         frames, _ = load_frames(args.train_data_dir, args.resolution)
         held_out = load_frames(args.validation_data_dir, args.resolution)[0] if args.validation_data_dir else None
-        token_distance = load_token_distance(args.teacher).to(accelerator.device) if args.teacher else None
     except (ValueError, OSError) as error:
         sys.exit(f"train_autoencoder.py: error: {error}")
     if held_out is not None:
@@ -181,23 +151,18 @@ def main() -> None:
         latent_channels=args.latent_channels,
         sample_size=args.resolution,
     )
-    discriminator = PatchDiscriminator()
-    vae, discriminator = accelerator.prepare(vae, discriminator)
+    vae = accelerator.prepare(vae)
     kernels = [w for name, w in vae.named_parameters() if w.ndim > 1 and name != "decoder.conv_out.weight"]
     others = [w for name, w in vae.named_parameters() if w.ndim == 1 or name == "decoder.conv_out.weight"]
     matrices = [torch.nn.Parameter(weight.data.flatten(1)) for weight in kernels]  # the same memory, as Muon takes it
     optimizers = {
         "muon": torch.optim.Muon(matrices, lr=args.learning_rate, weight_decay=0),
         "adam": torch.optim.AdamW(others, lr=args.learning_rate / 30, betas=(0.9, 0.99), weight_decay=0),
-        "discriminator": torch.optim.AdamW(
-            discriminator.parameters(), lr=DISCRIMINATOR_RATE, betas=(0.5, 0.9), weight_decay=0
-        ),
     }
     optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
-    lengths = phases(args.max_train_steps, args.sharpening_start)
     schedules = [
-        accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizers[name], lambda step: rate_at(step, lengths)))
-        for name in ("muon", "adam")
+        accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(of, lambda step: rate_at(step, args.max_train_steps)))
+        for of in optimizers.values()
     ]
     arguments = {name: value for name, value in vars(args).items() if name != "output_dir"}
     try:
@@ -213,24 +178,14 @@ def main() -> None:
         generator = torch.Generator().manual_seed(args.seed * 2**32 + step)
         torch.manual_seed(args.seed * 2**32 + step)  # of the posterior's samples
         pixels = draw_batch(frames, args.train_batch_size, step % 4 == 3, generator).to(accelerator.device)
-        is_sharpened = args.sharpening_start is not None and step >= args.sharpening_start
-        if is_sharpened:
-            vae.encoder.requires_grad_(False)
-            vae.quant_conv.requires_grad_(False)
         with accelerator.autocast():
             posterior = vae.encode(pixels).latent_dist
-            reconstruction = vae.decode(posterior.sample()).sample
-            terms = {"l1": F.l1_loss(reconstruction, pixels)}
+            latents = posterior.sample()
+            terms = {"l1": F.l1_loss(vae.decode(latents).sample, pixels)}
             terms["kl"] = args.kl_weight * posterior.kl().mean() / pixels[0, 0].numel()
-            if is_sharpened:
-                discriminator.requires_grad_(False)
-                terms["adversarial"] = -discriminator(reconstruction).mean()
-            if is_sharpened and token_distance is not None:
-                terms["tokens"] = args.token_weight * token_distance(reconstruction, pixels, generator)
-        if is_sharpened:
-            faithful = torch.stack([term for name, term in terms.items() if name != "adversarial"]).sum()
-            factor = balance(terms["adversarial"], faithful, accelerator.unwrap_model(vae).decoder.conv_out.weight)
-            terms["adversarial"] = args.adversarial_weight * factor * terms["adversarial"]
+            if args.equivariance_weight:
+                half = F.avg_pool2d(latents, 2), F.avg_pool2d(pixels, 2)
+                terms["half"] = args.equivariance_weight * F.l1_loss(vae.decode(half[0]).sample, half[1])
         accelerator.backward(torch.stack(list(terms.values())).sum())
         accelerator.clip_grad_norm_(vae.parameters(), 1.0)
         for kernel, matrix in zip(kernels, matrices, strict=True):
@@ -240,14 +195,6 @@ def main() -> None:
         for schedule in schedules:
             schedule.step()
         vae.zero_grad()
-        if is_sharpened:
-            discriminator.requires_grad_(True)
-            with accelerator.autocast():
-                scores = discriminator(pixels), discriminator(reconstruction.detach())
-                terms["discriminator"] = discriminator_loss(*scores)
-            accelerator.backward(terms["discriminator"])
-            optimizers["discriminator"].step()
-            discriminator.zero_grad()
 
         for name, term in terms.items():
             logged[name].append(term.item())
