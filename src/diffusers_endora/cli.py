@@ -103,7 +103,7 @@ def generate(
     image: Annotated[Path | None, typer.Option("--image", help="Image that the clips begin with.")] = None,
     last_image: Annotated[Path | None, typer.Option("--last_image", help="Image that the clips end with.")] = None,
     video: Annotated[Path | None, typer.Option("--video", help="Video whose first frames the clips vary.")] = None,
-    strength: Annotated[float, typer.Option("--strength", help="Of the variation of --video, 0 to 1.")] = 0.6,
+    strength: Annotated[float, typer.Option("--strength", help="Noise on --video or images, 0 to 1.")] = 0.7,
     window_overlap: Annotated[
         int | None,
         typer.Option(

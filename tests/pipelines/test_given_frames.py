@@ -72,7 +72,7 @@ def test_given_frames_have_the_noise_of_every_step_and_stay(scheduler, objective
     noise = torch.randn(1, 4, 4, 8, 8, generator=seeded(1))
     seen = record_inputs(pipe)
     arguments = {"latents": noise, "num_inference_steps": 5}
-    latents = generate(pipe, image=IMAGE, last_image=IMAGE[::-1], **arguments)
+    latents = generate(pipe, image=IMAGE, last_image=IMAGE[::-1], strength=1.0, **arguments)
     first, last = encoded(pipe, IMAGE[None]), encoded(pipe, IMAGE[None, ::-1].copy())
     assert torch.equal(latents[:, :, :1], first)
     assert torch.equal(latents[:, :, -1:], last)
@@ -98,6 +98,20 @@ def test_variation_starts_from_the_noised_clip(scheduler, objective):
     seen.clear()
     generate(pipe, latents=noise, num_inference_steps=8)
     assert num_calls == pytest.approx(len(seen) / 2, abs=1)
+
+
+@pytest.mark.parametrize(("scheduler", "objective"), HALFWAY)
+@pytest.mark.parametrize("given", [("image",), ("last_image",), ("image", "last_image")])
+def test_frames_begin_as_the_noised_images(scheduler, objective, given):
+    pipe = pipeline_with(scheduler, objective)
+    noise = torch.randn(1, 4, 4, 8, 8, generator=seeded(1))
+    images = {"image": IMAGE, "last_image": IMAGE[::-1].copy()}
+    seen = record_inputs(pipe)
+    generate(pipe, **{name: images[name] for name in given}, strength=0.5, latents=noise, num_inference_steps=8)
+    first, last = (encoded(pipe, images[name][None]) for name in (given[0], given[-1]))
+    begin = torch.cat([(1 - share) * first + share * last for share in (0, 1 / 3, 2 / 3, 1)], dim=2)
+    model_input, timestep = seen[0]
+    torch.testing.assert_close(model_input, noised(begin, noise, timestep, objective).float(), rtol=2e-3, atol=2e-3)
 
 
 def test_variation_of_strength_1_is_a_new_clip():
@@ -145,7 +159,7 @@ def test_noise_is_right_where_timesteps_repeat():
     assert len(pipe.scheduler.timesteps.unique()) < 100
     noise = torch.randn(1, 4, 4, 8, 8, generator=seeded(1))
     seen = record_inputs(pipe)
-    generate(pipe, image=IMAGE, latents=noise, num_inference_steps=100)
+    generate(pipe, image=IMAGE, strength=1.0, latents=noise, num_inference_steps=100)
     code = encoded(pipe, IMAGE[None])
     for (model_input, _), sigma in zip(seen, sigmas, strict=False):
         expected = (code[:, :, 0] + sigma * noise[:, :, 0]) / (1 + sigma**2) ** 0.5

@@ -384,7 +384,9 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             raise ValueError(f"{num_inference_steps=} does not suit {name}: its timesteps are not finite; take more.")
         if strength < 1:
             if isinstance(self.scheduler, NOT_HALFWAY):
-                raise ValueError(f"strength={strength}: {name} cannot begin halfway; take another scheduler.")
+                raise ValueError(
+                    f"strength={strength}: {name} cannot begin halfway; take another scheduler or strength=1."
+                )
             order = getattr(self.scheduler, "order", 1)
             num_steps = len(steps) // order
             skipped = (num_steps - int(num_steps * strength)) * order
@@ -445,6 +447,15 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         )
         latents = latents.float() - (getattr(self.vae.config, "shift_factor", None) or 0.0)
         return (latents * self.vae.config.scaling_factor).unflatten(0, pixels.shape[:2]).transpose(1, 2)
+
+    def between(self, codes: dict[str, torch.Tensor], num_frames: int) -> torch.Tensor:
+        """What the clip begins as: the latents of the given `video`, or of the images, mixed by the time to each."""
+        if "video" in codes:
+            return codes["video"]
+        first = codes["image"] if "image" in codes else codes["last_image"]
+        last = codes.get("last_image", first)
+        share = torch.linspace(0, 1, num_frames, device=first.device)[:, None, None]
+        return torch.lerp(first, last, share)
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Latents as the scheduler has them at a timestep of its schedule."""
@@ -566,7 +577,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         image: Any = None,
         last_image: Any = None,
         video: Any = None,
-        strength: float = 0.6,
+        strength: float = 0.7,
         window_overlap: int | None = None,
     ) -> EndoraPipelineOutput | tuple:
         """Generates clips.
@@ -592,15 +603,16 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             decode_chunk_size: frames decoded at a time, 4 by default; changes memory, not results.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             image: the clip's first frame; `last_image`: its last. A PIL image, an array `(H, W, 3)` or a tensor
-                `(3, H, W)`, uint8 or in [0, 1], for all clips, or a list or a batch of them with one for each clip. At
-                every step the latents of these frames are replaced by their own with the noise of that step (Song et
-                al. 2021, https://arxiv.org/abs/2011.13456, appendix I.2), which the other frames follow through
-                temporal attention. Needs no training.
+                `(3, H, W)`, uint8 or in [0, 1], for all clips, or a list or a batch of them with one for each clip.
+                All frames begin as this one, noised to `strength` of the way (between two images, as a mixture of
+                both), and at every step the latents of the given frames are replaced by their own with the noise of
+                that step (Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix I.2). Needs no training.
             last_image: see `image`; both give what lies in between.
             video: a clip to vary: PIL images, an array `(F, H, W, 3)` or a tensor `(F, 3, H, W)`, or a batch. It is
                 noised to `strength` of the way and denoised from there (SDEdit, Meng et al. 2022,
                 https://arxiv.org/abs/2108.01073). `num_frames` is its length.
-            strength: of the variation, in (0, 1]; 1 keeps nothing of `video`. That part of the steps is made.
+            strength: of the noise on `video` or images, in (0, 1]; that part of the steps is made. 1 keeps nothing of
+                `video`, and leaves frames free that are not given: they then follow an image little.
             window_overlap: for clips longer than the transformer was trained at: it sees windows of that length, of
                 which neighbours share so many frames; there its predictions are averaged, each weighing less towards
                 the ends of its window (MultiDiffusion, Bar-Tal et al. 2023, https://arxiv.org/abs/2302.08113, along
@@ -663,7 +675,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         device = self._execution_device
 
         # 2. Timesteps
-        strength = strength if video is not None else 1.0
+        strength = strength if given else 1.0
         steps = self.prepare_timesteps(num_inference_steps, timesteps, device, strength, bool(given))
         self._num_timesteps = len(steps)
         step_kwargs = {}
@@ -683,7 +695,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         if codes:
             noise = latents / getattr(self.scheduler, "init_noise_sigma", 1.0)
         if strength < 1:
-            latents = self.add_noise(codes["video"], noise, steps[0])
+            latents = self.add_noise(self.between(codes, num_frames), noise, steps[0])
         windows = self.windows(num_frames, window_overlap)
         labels, null_labels = self.prepare_labels(class_labels, batch_size, device)
         wants_variance = getattr(self.scheduler.config, "variance_type", None) in ("learned", "learned_range")
