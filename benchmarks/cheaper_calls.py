@@ -5,11 +5,12 @@
 
 Each variant runs in processes of its own, `--num_rounds` of them in turn, and is compared, round by round, with eager
 float32: seconds of a call of the transformer, of decoding a clip, of a whole clip and of one of four that are made at
-a time, and peak resident memory, of the clip alone, less what imports hold. "Drift" is the root mean square difference of the latents of 8 clips, from the same noises, over
-their standard deviation. With `--real`, FVD of 256 clips a side (`--num_clips`): the difference from eager float32,
-clips paired by their noise, with its 95 % interval. Compilation is timed apart, as the first call; torch keeps its
-results, so that only the first round on a fresh machine has its full price. Quantisation needs `pip install torchao`,
-OpenVINO `pip install openvino`; what does not run is listed with its reason.
+a time, and peak resident memory, of the clip alone, less what imports hold. "Drift" is the root mean square difference
+of the latents of 8 clips, from the same noises, over their standard deviation. With `--real`, FVD of 256 clips a side
+(`--num_clips`): the difference from eager float32, clips paired by their noise, with its 95 % interval. Compilation is
+timed apart, as the first call; torch keeps its results, so that only the first round on a fresh machine has its full
+price. Quantisation needs `pip install torchao`, OpenVINO `pip install openvino`; what does not run is listed with its
+reason.
 """
 
 import argparse
@@ -174,10 +175,10 @@ def report(args: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]], fa
     }
     lines = [
         f"float32 eager: a call {base['call']:.3f} s, decoding {base['decode']:.2f} s, a clip {base['clip']:.2f} s, "
-        f"one of four at a time {base['of_four']:.2f} s, peak {base['peak'] / 1e9:.2f} GB less imports. The others over it, median (min, max) of "
-        f"{len(rounds[REFERENCE])} rounds:",
+        f"one of four at a time {base['of_four']:.2f} s, peak {base['peak'] / 1e9:.2f} GB less imports. The others "
+        f"over it, median (min, max) of {len(rounds[REFERENCE])} rounds:",
         "",
-        "| variant | call | decoding | clip | one of four | peak memory | first call, s | drift | FVD minus float32's |",
+        "| variant | call | decoding | clip | one of four | peak memory | first call | drift | FVD minus float32's |",
         "|---" * 9 + "|",
     ]
     for name in names:
