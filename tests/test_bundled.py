@@ -68,6 +68,28 @@ def test_an_instrument_is_grey(clips):
     assert grey[0] > 3 * grey[1:].max()
 
 
+def test_long_clips_change_no_more_at_seams_than_elsewhere(pipeline):
+    generator = torch.Generator().manual_seed(0)
+    (clip,) = pipeline(class_labels=[1], num_frames=40, window_overlap=8, generator=generator, output_type="np").frames
+    changes = np.abs(np.diff(clip, axis=0)).mean((1, 2, 3))
+    is_seam = np.isin(np.arange(1, 40), (8, 16, 24, 32))  # where a window begins or ends
+    assert changes[~is_seam].min() <= changes[is_seam].min()
+    assert changes[is_seam].max() <= changes[~is_seam].max()
+
+
+def test_frames_follow_a_given_image(pipeline):
+    images = [render_phantom_clip(seed, 1, 128, 128).frames[0] for seed in (100, 101)]
+    clips = [
+        pipeline(image=image, class_labels=[1], generator=torch.Generator().manual_seed(0), output_type="np").frames[0]
+        for image in images
+    ]
+    for i, clip in enumerate(clips):
+        changes = np.abs(np.diff(clip, axis=0)).mean((1, 2, 3))
+        assert changes[0] < 2 * changes[1:].max()
+        distances = [np.abs(clip[4] - image / 255).mean() for image in images]
+        assert distances[i] < distances[1 - i]
+
+
 def test_the_student_needs_three_calls(pipeline, clips):
     student = EndoraPipeline.from_pretrained(bundled_model())
     student.set_progress_bar_config(disable=True)
