@@ -1,15 +1,18 @@
 """Trains a small `AutoencoderKL` on the frames of videos, for `train_endora.py --pretrained_vae`.
 
-    python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir OUT
+    python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir OUT \
+        --decoder_start 12000
 
 The loss is the absolute distance of pixels, the posterior's divergence, and the absolute distance once more between
 the decoded latents at half the resolution and the frames at half the resolution: such latents are easier for a
-diffusion model (scale equivariance, Skorokhodov et al. 2025, https://arxiv.org/abs/2502.14831, section 4).
-Convolutions are trained by Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which gets as far as
-Adam in six tenths of the steps here; biases, norms and the last layer by Adam.
-Three in four batches are crops of half the side, as many as cost what the whole frames of the fourth do. The learning
-rate rises, stays and falls to nothing; a moving average of the weights was worse than the weights. A killed training
-goes on from its latest checkpoint.
+diffusion model (scale equivariance, Skorokhodov et al. 2025, https://arxiv.org/abs/2502.14831, section 4). From
+`--decoder_start` on the encoder stays as it is, and the decoder learns to bear noise on the latents: a diffusion
+model's are never quite right, and the decoder would make blocks of them (noise-augmented decoding, Zheng et al. 2025,
+https://arxiv.org/abs/2510.11690). A transformer can be trained on the latents from there on. Convolutions
+are trained by Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which gets as far as Adam in six
+tenths of the steps here; biases, norms and the last layer by Adam. Three in four batches are crops of half the side,
+as many as cost what the whole frames of the fourth do. The learning rate rises, stays and falls to nothing, in either
+part; a moving average of the weights was worse than the weights. A killed training goes on from its latest checkpoint.
 """
 
 import argparse
@@ -31,6 +34,8 @@ from diffusers_endora.data.frames import as_pixels, load_frames
 from diffusers_endora.files import replacing_entries
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
 
+DECODER_RATE = 0.3  # of the learning rate, for the decoder alone
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -44,8 +49,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--equivariance_weight", type=float, default=0.25, help="of the distance at half resolution; 0: none"
     )
+    parser.add_argument("--decoder_start", type=int, help="step that only the decoder learns from, by noisy latents")
+    parser.add_argument("--latent_noise", type=float, default=0.25, help="for the decoder, in the latents' deviation")
     parser.add_argument("--train_batch_size", type=int, default=4, help="whole frames; of crops four times as many")
-    parser.add_argument("--max_train_steps", type=int, default=12_000)
+    parser.add_argument("--max_train_steps", type=int, default=15_000)
     parser.add_argument("--learning_rate", type=float, default=0.03, help="of Muon; Adam's is a thirtieth")
     parser.add_argument("--checkpointing_steps", type=int, default=500)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
@@ -59,6 +66,11 @@ def parse_args() -> argparse.Namespace:
     multiple = 2 ** (len(args.block_out_channels) + 1)  # half of crops of half the side too
     if args.resolution < 32 or args.resolution % multiple:
         parser.error(f"--resolution {args.resolution}: expected a multiple of {multiple} pixels, 32 or more.")
+    if args.decoder_start is not None and not 0 < args.decoder_start < args.max_train_steps:
+        parser.error(
+            f"--decoder_start {args.decoder_start}: expected more than 0 and less than --max_train_steps "
+            f"{args.max_train_steps}."
+        )
     if not hasattr(torch.optim, "Muon"):
         parser.error(f"needs torch 2.9 or newer, for Muon; this is {torch.__version__}.")
     return args
@@ -77,9 +89,23 @@ def draw_batch(frames: torch.Tensor, batch_size: int, is_whole: bool, generator:
     return as_pixels(torch.where(is_flipped[:, None, None, None], pixels.flip(-1), pixels))
 
 
-def rate_at(step: int, num_steps: int) -> float:
-    """The share of the learning rate: up in the first tenth of the training, down to 0 in its last third."""
-    return max(0.0, min(1.0, 10 * (step + 1) / num_steps, 3 * (num_steps - step) / num_steps))
+def phases(max_train_steps: int, decoder_start: int | None) -> list[int]:
+    """Lengths of the phases, in steps: the whole autoencoder, then the decoder alone."""
+    return [max_train_steps] if decoder_start is None else [decoder_start, max_train_steps - decoder_start]
+
+
+def rate_at(step: int, lengths: list[int]) -> float:
+    """The share of the learning rate: up in the first tenth of a phase, down to 0 in its last third."""
+    length, most = lengths[0], 1.0
+    if len(lengths) > 1 and step >= length:
+        step, length, most = step - length, lengths[1], DECODER_RATE
+    return most * max(0.0, min(1.0, 10 * (step + 1) / length, 3 * (length - step) / length))
+
+
+def with_noise(latents: torch.Tensor, amount: float) -> torch.Tensor:
+    """Latents with noise of a deviation of their own for each picture, half-normal: `amount` of the latents' own."""
+    deviations = amount * latents.std() * torch.randn(len(latents), 1, 1, 1, device=latents.device).abs()
+    return latents + deviations * torch.randn_like(latents)
 
 
 def peak_signal_to_noise_ratio(reconstruction: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
@@ -160,8 +186,9 @@ def main() -> None:
         "adam": torch.optim.AdamW(others, lr=args.learning_rate / 30, betas=(0.9, 0.99), weight_decay=0),
     }
     optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
+    lengths = phases(args.max_train_steps, args.decoder_start)
     schedules = [
-        accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(of, lambda step: rate_at(step, args.max_train_steps)))
+        accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(of, lambda step: rate_at(step, lengths)))
         for of in optimizers.values()
     ]
     arguments = {name: value for name, value in vars(args).items() if name != "output_dir"}
@@ -178,12 +205,18 @@ def main() -> None:
         generator = torch.Generator().manual_seed(args.seed * 2**32 + step)
         torch.manual_seed(args.seed * 2**32 + step)  # of the posterior's samples
         pixels = draw_batch(frames, args.train_batch_size, step % 4 == 3, generator).to(accelerator.device)
+        is_of_decoder = args.decoder_start is not None and step >= args.decoder_start
+        if is_of_decoder:
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
         with accelerator.autocast():
             posterior = vae.encode(pixels).latent_dist
             latents = posterior.sample()
+            if is_of_decoder:
+                latents = with_noise(latents, args.latent_noise)
             terms = {"l1": F.l1_loss(vae.decode(latents).sample, pixels)}
             terms["kl"] = args.kl_weight * posterior.kl().mean() / pixels[0, 0].numel()
-            if args.equivariance_weight:
+            if args.equivariance_weight and not is_of_decoder:
                 half = F.avg_pool2d(latents, 2), F.avg_pool2d(pixels, 2)
                 terms["half"] = args.equivariance_weight * F.l1_loss(vae.decode(half[0]).sample, half[1])
         accelerator.backward(torch.stack(list(terms.values())).sum())

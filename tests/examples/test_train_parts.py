@@ -58,6 +58,7 @@ def test_train_autoencoder_and_resume(material, tmp_path, capsys):
         "validation_data_dir": material["videos"],
         "resolution": 64,
         "block_out_channels": "8 16",
+        "decoder_start": 2,
         "train_batch_size": 1,
         "max_train_steps": 4,
         "checkpointing_steps": 2,
@@ -69,7 +70,8 @@ def test_train_autoencoder_and_resume(material, tmp_path, capsys):
     assert torch.equal(weights(whole), weights(resumed))
     earlier = load_file(tmp_path / "whole" / "checkpoint-2" / "model.safetensors")
     changed = {name for name, weight in whole.state_dict().items() if not torch.equal(weight, earlier[name])}
-    assert len(changed) > 0.9 * len(earlier)  # by Muon and by Adam
+    assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
+    assert len(changed) > 0.9 * len(whole.decoder.state_dict())  # by Muon and by Adam
     with torch.no_grad():
         latents = whole.encode(torch.rand(8, 3, 64, 64) * 2 - 1).latent_dist.mode()
     assert latents.shape == (8, 8, 32, 32)
@@ -78,11 +80,20 @@ def test_train_autoencoder_and_resume(material, tmp_path, capsys):
     assert (tmp_path / "whole" / "reconstruction.png").exists()
 
 
-def test_rate_and_psnr_of_the_autoencoder(monkeypatch):
+def test_rate_noise_and_psnr_of_the_autoencoder(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    from train_autoencoder import peak_signal_to_noise_ratio, rate_at
+    from train_autoencoder import DECODER_RATE, peak_signal_to_noise_ratio, phases, rate_at, with_noise
 
-    assert [rate_at(step, 600) for step in (0, 59, 399, 500, 599, 600)] == pytest.approx([1 / 60, 1, 1, 0.5, 0.005, 0])
+    lengths = phases(900, 600)
+    assert lengths == [600, 300]
+    assert phases(900, None) == [900]
+    rates = [rate_at(step, lengths) for step in (0, 59, 399, 500, 599, 600, 700, 899, 900)]
+    second = [DECODER_RATE * share for share in (1 / 30, 1, 0.01, 0)]
+    assert rates == pytest.approx([1 / 60, 1, 1, 0.5, 0.005, *second])
+    latents = 3 * torch.randn(2000, 4, 4, 4)
+    deviations = (with_noise(latents, 0.25) - latents).std((1, 2, 3)) / 3
+    assert deviations.square().mean().sqrt() == pytest.approx(0.25, rel=0.05)
+    assert deviations.min() < 0.01  # each picture its own
     given = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 5.0)])  # the latter is cut to 1
     ratios = peak_signal_to_noise_ratio(given, torch.zeros(2, 3, 4, 4))
     torch.testing.assert_close(ratios, torch.tensor([20.0, 6.0206]))
@@ -127,6 +138,8 @@ def test_another_training_in_the_folder_is_refused(script, material, tmp_path):
         ("train_teacher.py", {"width": 10}, "--width 10: expected a multiple of --num_heads 3"),
         ("train_autoencoder.py", {"resolution": 48}, "--resolution 48: expected a multiple of 32 pixels, 32 or more"),
         ("train_autoencoder.py", {"block_out_channels": "12 16"}, "--block_out_channels 12: expected multiples of 8"),
+        ("train_autoencoder.py", {"decoder_start": 0}, "--decoder_start 0: expected more than 0 and less than"),
+        ("train_autoencoder.py", {"decoder_start": 15000}, "--decoder_start 15000: expected more than 0 and"),
         ("train_autoencoder.py", {"max_train_steps": 0}, "--max_train_steps 0: expected a positive integer"),
     ],
 )
