@@ -24,8 +24,10 @@ python "$examples/train_teacher.py" --train_data_dir "$work/phantom/train" \
 
 echo "== 3. the autoencoder"
 python "$examples/train_autoencoder.py" --train_data_dir "$work/phantom/train" \
-    --validation_data_dir "$work/phantom/validation" --output_dir "$work/autoencoder" --decoder_start 12000 \
-    --mixed_precision bf16
+    --validation_data_dir "$work/phantom/validation" --output_dir "$work/autoencoder_first" --mixed_precision bf16
+python "$examples/train_autoencoder.py" --train_data_dir "$work/phantom/train" \
+    --validation_data_dir "$work/phantom/validation" --output_dir "$work/autoencoder" --mixed_precision bf16 \
+    --pretrained_vae "$work/autoencoder_first" --max_train_steps 5500 --decoder_start 2500 --learning_rate 0.01
 
 echo "== 4. the transformer"
 python "$examples/train_endora.py" --train_data_dir "$work/phantom/train" --output_dir "$work/transformer" \

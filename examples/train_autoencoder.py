@@ -1,18 +1,22 @@
 """Trains a small `AutoencoderKL` on the frames of videos, for `train_endora.py --pretrained_vae`.
 
-    python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir OUT \
-        --decoder_start 12000
+    python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir FIRST
+    python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir SECOND \
+        --pretrained_vae FIRST --max_train_steps 5500 --decoder_start 2500 --learning_rate 0.01
 
-The loss is the absolute distance of pixels, the posterior's divergence, and the absolute distance once more between
-the decoded latents at half the resolution and the frames at half the resolution: such latents are easier for a
+The first training minimises the absolute distance of pixels and the posterior's divergence. The second goes on from
+its weights, without latent channels that it left unused (to a diffusion model they are noise), and adds the distance
+of the latents decoded at half the resolution from the frames at half the resolution: such latents are easier for a
 diffusion model (scale equivariance, Skorokhodov et al. 2025, https://arxiv.org/abs/2502.14831, section 4). From
 `--decoder_start` on the encoder stays as it is, and the decoder learns to bear noise on the latents: a diffusion
 model's are never quite right, and the decoder would make blocks of them (noise-augmented decoding, Zheng et al. 2025,
-https://arxiv.org/abs/2510.11690). A transformer can be trained on the latents from there on. Convolutions
-are trained by Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which gets as far as Adam in six
-tenths of the steps here; biases, norms and the last layer by Adam. Three in four batches are crops of half the side,
-as many as cost what the whole frames of the fourth do. The learning rate rises, stays and falls to nothing, in either
-part; a moving average of the weights was worse than the weights. A killed training goes on from its latest checkpoint.
+https://arxiv.org/abs/2510.11690). A transformer can be trained on the latents from there on.
+
+Convolutions are trained by Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which gets as far as
+Adam in six tenths of the steps here; biases, norms and the last layer by Adam. Three in four batches are crops of half
+the side, as many as cost what the whole frames of the fourth do. The learning rate rises, stays and falls to nothing,
+in each part; a moving average of the weights was worse than the weights. A killed training goes on from its latest
+checkpoint.
 """
 
 import argparse
@@ -34,7 +38,7 @@ from diffusers_endora.data.frames import as_pixels, load_frames
 from diffusers_endora.files import replacing_entries
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
 
-DECODER_RATE = 0.3  # of the learning rate, for the decoder alone
+UNUSED = 0.9  # of a channel's variance that is the posterior's own, from which on it tells nothing
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,29 +46,34 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--train_data_dir", required=True)
     parser.add_argument("--validation_data_dir", help="held-out videos: their PSNR and a contact sheet are reported")
     parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--pretrained_vae", help="folder or Hub id of an AutoencoderKL to go on from")
     parser.add_argument("--resolution", type=int, default=128, help="side of the square frames, in pixels")
     parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64, 96])
-    parser.add_argument("--latent_channels", type=int, default=8)
+    parser.add_argument("--latent_channels", type=int, default=16)
     parser.add_argument("--kl_weight", type=float, default=4e-3, help="of the divergence in nats per pixel")
     parser.add_argument(
-        "--equivariance_weight", type=float, default=0.25, help="of the distance at half resolution; 0: none"
+        "--equivariance_weight",
+        type=float,
+        help="of the distance at half resolution; 0.25 of a --pretrained_vae, else 0",
     )
     parser.add_argument("--decoder_start", type=int, help="step that only the decoder learns from, by noisy latents")
     parser.add_argument("--latent_noise", type=float, default=0.25, help="for the decoder, in the latents' deviation")
     parser.add_argument("--train_batch_size", type=int, default=4, help="whole frames; of crops four times as many")
-    parser.add_argument("--max_train_steps", type=int, default=15_000)
+    parser.add_argument("--max_train_steps", type=int, default=11_000)
     parser.add_argument("--learning_rate", type=float, default=0.03, help="of Muon; Adam's is a thirtieth")
     parser.add_argument("--checkpointing_steps", type=int, default=500)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.equivariance_weight is None:
+        args.equivariance_weight = 0.25 if args.pretrained_vae else 0.0
     for name in ("latent_channels", "train_batch_size", "max_train_steps", "checkpointing_steps"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
     if wrong := [width for width in args.block_out_channels if width < 8 or width % 8]:
         parser.error(f"--block_out_channels {wrong[0]}: expected multiples of 8.")
     multiple = 2 ** (len(args.block_out_channels) + 1)  # half of crops of half the side too
-    if args.resolution < 32 or args.resolution % multiple:
+    if args.resolution < 32 or (args.resolution % multiple and not args.pretrained_vae):
         parser.error(f"--resolution {args.resolution}: expected a multiple of {multiple} pixels, 32 or more.")
     if args.decoder_start is not None and not 0 < args.decoder_start < args.max_train_steps:
         parser.error(
@@ -96,10 +105,10 @@ def phases(max_train_steps: int, decoder_start: int | None) -> list[int]:
 
 def rate_at(step: int, lengths: list[int]) -> float:
     """The share of the learning rate: up in the first tenth of a phase, down to 0 in its last third."""
-    length, most = lengths[0], 1.0
+    length = lengths[0]
     if len(lengths) > 1 and step >= length:
-        step, length, most = step - length, lengths[1], DECODER_RATE
-    return most * max(0.0, min(1.0, 10 * (step + 1) / length, 3 * (length - step) / length))
+        step, length = step - length, lengths[1]
+    return max(0.0, min(1.0, 10 * (step + 1) / length, 3 * (length - step) / length))
 
 
 def with_noise(latents: torch.Tensor, amount: float) -> torch.Tensor:
@@ -127,6 +136,70 @@ def spread_of_latents(vae: AutoencoderKL, frames: torch.Tensor) -> float:
     torch.manual_seed(0)
     chunks = (as_pixels(chunk).to(vae.device) for chunk in frames.split(16))
     return torch.cat([vae.encode(chunk).latent_dist.sample() for chunk in chunks]).std().item()
+
+
+def new_autoencoder(args: argparse.Namespace) -> AutoencoderKL:
+    depth = len(args.block_out_channels)
+    return AutoencoderKL(
+        block_out_channels=tuple(args.block_out_channels),
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        norm_num_groups=8,
+        latent_channels=args.latent_channels,
+        sample_size=args.resolution,
+    )
+
+
+def load_pretrained(name: str, resolution: int) -> AutoencoderKL:
+    """An autoencoder to go on from.
+
+    Raises:
+        ValueError: frames of `resolution` do not suit it, or it is of an unusual make.
+        OSError: there is none.
+    """
+    vae = AutoencoderKL.from_pretrained(name)
+    multiple = 2 ** (len(vae.config.block_out_channels) + 1)
+    if resolution % multiple:
+        raise ValueError(f"--resolution {resolution}: expected a multiple of {multiple} pixels for {name}")
+    if vae.quant_conv is None or vae.post_quant_conv is None:
+        raise ValueError(f"--pretrained_vae {name}: expected one with quant_conv and post_quant_conv")
+    return vae
+
+
+@torch.no_grad()
+def without_unused_channels(vae: AutoencoderKL, frames: torch.Tensor) -> AutoencoderKL:
+    """The same autoencoder without the latent channels whose posterior hardly depends on the uint8 frames.
+
+    What the dropped channels had on average, and the two 1x1 convolutions, go into their neighbours; but for the
+    border, reconstructions stay the same.
+    """
+    posteriors = [vae.encode(as_pixels(chunk)).latent_dist for chunk in frames.split(16)]
+    means = torch.cat([posterior.mean for posterior in posteriors])
+    noise = torch.cat([posterior.var for posterior in posteriors]).mean((0, 2, 3))
+    kept = (noise / (noise + means.var((0, 2, 3))) < UNUSED).nonzero().flatten()
+    channels, before = len(kept), vae.config.latent_channels
+    if channels == before:
+        return vae
+    old, identity = vae.state_dict(), torch.eye(2 * channels)[:, :, None, None]
+    rows = old["quant_conv.weight"][torch.cat([kept, kept + before]), :, 0, 0]
+    columns, average = old["post_quant_conv.weight"][:, :, 0, 0], means.mean((0, 2, 3))
+    average[kept] = 0
+    constant = old["post_quant_conv.bias"] + columns @ average
+    new = AutoencoderKL.from_config({**vae.config, "latent_channels": channels})
+    changed = {
+        "encoder.conv_out.weight": torch.tensordot(rows, old["encoder.conv_out.weight"], 1),
+        "encoder.conv_out.bias": rows @ old["encoder.conv_out.bias"]
+        + old["quant_conv.bias"][torch.cat([kept, kept + before])],
+        "quant_conv.weight": identity,
+        "quant_conv.bias": torch.zeros(2 * channels),
+        "post_quant_conv.weight": identity[:channels, :channels],
+        "post_quant_conv.bias": torch.zeros(channels),
+        "decoder.conv_in.weight": torch.einsum("ochw,ci->oihw", old["decoder.conv_in.weight"], columns[:, kept]),
+        "decoder.conv_in.bias": old["decoder.conv_in.bias"]
+        + torch.einsum("ochw,c->o", old["decoder.conv_in.weight"], constant),
+    }
+    new.load_state_dict({**old, **changed})
+    return new
 
 
 def save(
@@ -164,19 +237,14 @@ def main() -> None:
     try:
         frames, _ = load_frames(args.train_data_dir, args.resolution)
         held_out = load_frames(args.validation_data_dir, args.resolution)[0] if args.validation_data_dir else None
+        vae = load_pretrained(args.pretrained_vae, args.resolution) if args.pretrained_vae else new_autoencoder(args)
     except (ValueError, OSError) as error:
         sys.exit(f"train_autoencoder.py: error: {error}")
     if held_out is not None:
         held_out = held_out[:: max(1, len(held_out) // 256)]
-    depth = len(args.block_out_channels)
-    vae = AutoencoderKL(
-        block_out_channels=tuple(args.block_out_channels),
-        down_block_types=("DownEncoderBlock2D",) * depth,
-        up_block_types=("UpDecoderBlock2D",) * depth,
-        norm_num_groups=8,
-        latent_channels=args.latent_channels,
-        sample_size=args.resolution,
-    )
+    if args.pretrained_vae:
+        vae = without_unused_channels(vae, frames[:: max(1, len(frames) // 512)])
+        accelerator.print(f"{args.pretrained_vae}: {vae.config.latent_channels} latent channels are used.")
     vae = accelerator.prepare(vae)
     kernels = [w for name, w in vae.named_parameters() if w.ndim > 1 and name != "decoder.conv_out.weight"]
     others = [w for name, w in vae.named_parameters() if w.ndim == 1 or name == "decoder.conv_out.weight"]
@@ -231,7 +299,7 @@ def main() -> None:
 
         for name, term in terms.items():
             logged[name].append(term.item())
-        if (step + 1) % 100 == 0:
+        if (step + 1) % 100 == 0 or step + 1 == args.max_train_steps:
             accelerator.print(
                 f"step {step + 1}: " + ", ".join(f"{name} {sum(of) / len(of):.4f}" for name, of in logged.items())
             )
