@@ -172,6 +172,9 @@ def without_unused_channels(vae: AutoencoderKL, frames: torch.Tensor) -> Autoenc
 
     What the dropped channels had on average, and the two 1x1 convolutions, go into their neighbours; but for the
     border, reconstructions stay the same.
+
+    Raises:
+        ValueError: it uses none.
     """
     posteriors = [vae.encode(as_pixels(chunk)).latent_dist for chunk in frames.split(16)]
     means = torch.cat([posterior.mean for posterior in posteriors])
@@ -180,6 +183,8 @@ def without_unused_channels(vae: AutoencoderKL, frames: torch.Tensor) -> Autoenc
     channels, before = len(kept), vae.config.latent_channels
     if channels == before:
         return vae
+    if channels == 0:
+        raise ValueError("none of the latent channels tells anything of the frames: expected a trained autoencoder")
     old, identity = vae.state_dict(), torch.eye(2 * channels)[:, :, None, None]
     rows = old["quant_conv.weight"][torch.cat([kept, kept + before]), :, 0, 0]
     columns, average = old["post_quant_conv.weight"][:, :, 0, 0], means.mean((0, 2, 3))
@@ -238,13 +243,13 @@ def main() -> None:
         frames, _ = load_frames(args.train_data_dir, args.resolution)
         held_out = load_frames(args.validation_data_dir, args.resolution)[0] if args.validation_data_dir else None
         vae = load_pretrained(args.pretrained_vae, args.resolution) if args.pretrained_vae else new_autoencoder(args)
+        if args.pretrained_vae:
+            vae = without_unused_channels(vae, frames[:: max(1, len(frames) // 512)])
+            accelerator.print(f"{args.pretrained_vae}: {vae.config.latent_channels} latent channels are used.")
     except (ValueError, OSError) as error:
         sys.exit(f"train_autoencoder.py: error: {error}")
     if held_out is not None:
         held_out = held_out[:: max(1, len(held_out) // 256)]
-    if args.pretrained_vae:
-        vae = without_unused_channels(vae, frames[:: max(1, len(frames) // 512)])
-        accelerator.print(f"{args.pretrained_vae}: {vae.config.latent_channels} latent channels are used.")
     vae = accelerator.prepare(vae)
     kernels = [w for name, w in vae.named_parameters() if w.ndim > 1 and name != "decoder.conv_out.weight"]
     others = [w for name, w in vae.named_parameters() if w.ndim == 1 or name == "decoder.conv_out.weight"]

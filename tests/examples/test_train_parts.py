@@ -109,13 +109,18 @@ def test_a_second_training_of_the_autoencoder_drops_unused_channels(material, tm
     assert "half" not in capsys.readouterr().out
 
     vae = load_pretrained(first, 32)
+    frames = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        for name, value in (("weight", 0.0), ("bias", 0.3)):  # tells nothing of the picture, and the decoder hears it
+        vae.quant_conv.bias[4:] = -20
+        vae.quant_conv.weight[4:] = 0  # all certain
+        for name, value in (
+            ("weight", 0.0),
+            ("bias", 0.3),
+        ):  # channel 1 tells nothing of the picture, and the decoder hears it
             for part, channel in ((vae.quant_conv, 1), (vae.quant_conv, 5)):
                 getattr(part, name)[channel] = value
         vae.post_quant_conv.weight.add_(torch.eye(4)[:, :, None, None])
     vae.save_pretrained(first)
-    frames = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
     fewer = without_unused_channels(vae, frames)
     assert fewer.config.latent_channels == 3
     with torch.no_grad():
@@ -126,6 +131,9 @@ def test_a_second_training_of_the_autoencoder_drops_unused_channels(material, tm
         decoded = [of.decoder.conv_in(of.post_quant_conv(z)) for of, z in ((vae, latents), (fewer, kept))]
     torch.testing.assert_close(*(hidden[..., 1:-1, 1:-1] for hidden in decoded), atol=1e-5, rtol=1e-4)
     assert without_unused_channels(fewer, frames) is fewer
+    torch.nn.init.zeros_(vae.quant_conv.weight)
+    with pytest.raises(ValueError, match="none of the latent channels tells anything"):
+        without_unused_channels(vae, frames)
 
     run("train_autoencoder.py", **options, output_dir=second, max_train_steps=2, pretrained_vae=first)
     printed = capsys.readouterr().out
