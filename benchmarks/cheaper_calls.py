@@ -36,6 +36,7 @@ from diffusers_endora.metrics.preparation import Preparation
 from diffusers_endora.metrics.sampling import clip_generator, sample_clips
 
 REFERENCE = "float32"
+MEASURED = ("call", "decode", "clip", "of_four", "peak")  # columns that are ratios
 
 
 def in_bfloat16(pipeline: EndoraPipeline) -> None:
@@ -169,10 +170,7 @@ def report(args: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]], fa
     names = list(rounds)
     reference = np.load(args.output_dir / f"{REFERENCE}.npy")
     differences = fvd_differences(args, names) if args.real else {}
-    base = {
-        key: np.median([row[key] for row in rounds[REFERENCE]])
-        for key in ("call", "decode", "clip", "of_four", "peak")
-    }
+    base = {key: np.median([row[key] for row in rounds[REFERENCE]]) for key in MEASURED}
     lines = [
         f"float32 eager: a call {base['call']:.3f} s, decoding {base['decode']:.2f} s, a clip {base['clip']:.2f} s, "
         f"one of four at a time {base['of_four']:.2f} s, peak {base['peak'] / 1e9:.2f} GB less imports. The others "
@@ -184,7 +182,7 @@ def report(args: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]], fa
     for name in names:
         latents = np.load(args.output_dir / f"{name}.npy")
         drift = np.sqrt(np.square(latents - reference).mean()) / reference.std()
-        cells = [ratios(name, key) for key in ("call", "decode", "clip", "of_four", "peak")]
+        cells = [ratios(name, key) for key in MEASURED]
         first = max(row["first_call"] for row in rounds[name])
         lines.append(
             f"| {name} | {' | '.join(cells)} | {first:.1f} | {drift:.4f} | {differences.get(name, 'not measured')} |"

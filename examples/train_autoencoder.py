@@ -46,10 +46,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--train_data_dir", required=True)
     parser.add_argument("--validation_data_dir", help="held-out videos: their PSNR and a contact sheet are reported")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--pretrained_vae", help="folder or Hub id of an AutoencoderKL to go on from")
+    parser.add_argument("--pretrained_vae", help="AutoencoderKL to go on from, instead of a new one")
     parser.add_argument("--resolution", type=int, default=128, help="side of the square frames, in pixels")
-    parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64, 96])
-    parser.add_argument("--latent_channels", type=int, default=16)
+    parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64, 96], help="of a new one")
+    parser.add_argument("--latent_channels", type=int, default=16, help="of a new one")
     parser.add_argument("--kl_weight", type=float, default=4e-3, help="of the divergence in nats per pixel")
     parser.add_argument(
         "--equivariance_weight",
@@ -168,7 +168,7 @@ def load_pretrained(name: str, resolution: int) -> AutoencoderKL:
 
 @torch.no_grad()
 def without_unused_channels(vae: AutoencoderKL, frames: torch.Tensor) -> AutoencoderKL:
-    """The same autoencoder without the latent channels whose posterior hardly depends on the uint8 frames.
+    """The same autoencoder without the latent channels whose posterior hardly depends on uint8 frames `(N, 3, H, W)`.
 
     What the dropped channels had on average, and the two 1x1 convolutions, go into their neighbours; but for the
     border, reconstructions stay the same.

@@ -1003,8 +1003,11 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         latents = latents.float() - (getattr(self.vae.config, "shift_factor", None) or 0.0)
         return (latents * self.vae.config.scaling_factor).unflatten(0, pixels.shape[:2]).transpose(1, 2)
 
-    def between(self, codes: dict[str, torch.Tensor], num_frames: int) -> torch.Tensor:
-        """What the clip begins as: the latents of the given `video`, or of the images, mixed by the time to each."""
+    def clean_latents(self, codes: dict[str, torch.Tensor], num_frames: int) -> torch.Tensor:
+        """What a clip begins as once it is noised, `(B, C, F, h, w)`: the given video, or the images mixed over time.
+
+        `codes` has the latents of "video" `(B, C, F, h, w)`, or of "image", "last_image" or both `(B, C, 1, h, w)`.
+        """
         if "video" in codes:
             return codes["video"]
         first = codes["image"] if "image" in codes else codes["last_image"]
@@ -1250,7 +1253,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         if codes:
             noise = latents / getattr(self.scheduler, "init_noise_sigma", 1.0)
         if strength < 1:
-            latents = self.add_noise(self.between(codes, num_frames), noise, steps[0])
+            latents = self.add_noise(self.clean_latents(codes, num_frames), noise, steps[0])
         windows = self.windows(num_frames, window_overlap)
         labels, null_labels = self.prepare_labels(class_labels, batch_size, device)
         wants_variance = getattr(self.scheduler.config, "variance_type", None) in ("learned", "learned_range")
