@@ -31,6 +31,7 @@ from accelerate.utils import set_seed
 
 from diffusers_endora.files import replacing_entries
 from diffusers_endora.training.adapter import ATTENTION_PROJECTIONS, load_base, put_adapter_into, save_adapter
+from diffusers_endora.training.processes import on_cpu
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
 from diffusers_endora.training.training_model import use_plain_attention
 from diffusers_endora.training.trajectories import flow_solver, record_trajectories, straight_velocity
@@ -74,7 +75,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=args.mixed_precision)
     if accelerator.num_processes > 1:
         sys.exit(f"distill_endora.py: error: {accelerator.num_processes} processes; it is made for one.")
     set_seed(args.seed)

@@ -36,6 +36,7 @@ from diffusers import AutoencoderKL
 from diffusers_endora.data.contact_sheet import save_contact_sheet
 from diffusers_endora.data.frames import as_pixels, load_frames
 from diffusers_endora.files import replacing_entries
+from diffusers_endora.training.processes import on_cpu
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
 
 UNUSED = 0.9  # of a channel's variance that is the posterior's own, from which on it tells nothing
@@ -233,7 +234,7 @@ def save(
 
 def main() -> None:
     args = parse_args()
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=args.mixed_precision)
     if accelerator.num_processes > 1:
         sys.exit(f"train_autoencoder.py: error: {accelerator.num_processes} processes; it is made for one.")
     set_seed(args.seed)

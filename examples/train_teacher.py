@@ -22,6 +22,7 @@ from transformers import ViTConfig, ViTModel
 
 from diffusers_endora.data.frames import as_pixels, load_frames
 from diffusers_endora.files import replacing_entries
+from diffusers_endora.training.processes import on_cpu
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
 from diffusers_endora.training.self_distillation import (
     SelfDistillation,
@@ -94,7 +95,7 @@ def accuracy(vit: ViTModel | None, known: Frames, asked: Frames) -> float:
 
 def main() -> None:
     args = parse_args()
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=args.mixed_precision)
     if accelerator.num_processes > 1:
         sys.exit(f"train_teacher.py: error: {accelerator.num_processes} processes; it is made for one.")
     set_seed(args.seed)

@@ -35,7 +35,6 @@ def test_from_a_corpus_to_a_published_model_and_its_clips(tmp_path):
             "HF_TOKEN": TOKEN,
             "HF_HOME": str(tmp_path / "huggingface"),
             "HF_HUB_DISABLE_XET": "1",
-            "ACCELERATE_USE_CPU": "true",
             "OMP_NUM_THREADS": "1",
         }
         command = [SCRIPT, tmp_path / "work", "me/colon"]

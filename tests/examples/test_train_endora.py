@@ -170,7 +170,7 @@ def test_processes_and_accumulation_share_out_the_same_steps(material, tmp_path)
     train(material, tmp_path / "accumulated", train_batch_size=2, gradient_accumulation_steps=2, **options)
     # `accelerate launch` leaves several CPU processes to mpirun or torchrun
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launch, *arguments(material, tmp_path / "two", train_batch_size=2, **options)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -247,7 +247,7 @@ def test_a_step_is_bad_or_not_however_it_is_shared_out(material, tmp_path):
     errors = [clip["squared_error"] for clip in clips]
     options["max_loss"] = (max(errors) + np.mean(errors)) / 2  # above the step's mean, below one process'
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launch, *arguments(material, tmp_path / "two", train_batch_size=1, **options)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -680,7 +680,7 @@ def test_two_processes_validate_with_fvd_and_stop_early(material, tmp_path):
     options = {"prior": "none", "dino_model": None, "max_train_steps": 40, "validation_steps": 1, "logging_steps": 1}
     options |= {"validation_fraction": 0.5, "validation_fvd": 4, "early_stopping_patience": 1, "learning_rate": 1e-30}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launch, *arguments(material, tmp_path, **options, report_to="tensorboard")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -728,7 +728,7 @@ def test_a_training_killed_at_random_instants_is_the_one_that_was_not(material, 
     options |= {"validation_steps": 20, "validation_fraction": 0.25, "early_stopping_patience": 10**6}
     options |= {"dataloader_num_workers": 1}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     commands = {
         name: [
             *launch,

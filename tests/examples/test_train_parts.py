@@ -27,6 +27,17 @@ def weights(network):
     return torch.cat([value.flatten().float() for value in network.state_dict().values()])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_teacher.py", "train_autoencoder.py"])
+def test_two_processes_are_refused(script, material, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, EXAMPLES / script, "--train_data_dir", material["videos"], "--output_dir", tmp_path / "out"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode != 0
+    assert f"{script}: error: 2 processes; it is made for one." in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_train_teacher_and_resume(material, tmp_path):
     options = {
         "train_data_dir": material["videos"],

@@ -225,7 +225,7 @@ def test_two_processes_write_the_report_of_one(run, corpora, tmp_path):
     out, cache = tmp_path / "report", tmp_path / "cache_of_two"
     arguments = [Path(__file__).parent, corpora["test"], corpora["fake"], out, corpora["train"], cache]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         list(map(str, command + arguments)), capture_output=True, text=True, env=environment, timeout=300
     )

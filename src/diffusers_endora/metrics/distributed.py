@@ -1,8 +1,8 @@
 """The processes that share an evaluation."""
 
-import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+
+from ..training.processes import on_cpu
 
 
 def shared_state(cpu: bool = False) -> PartialState:
@@ -14,5 +14,4 @@ def shared_state(cpu: bool = False) -> PartialState:
     Args:
         cpu: use no accelerator even where there is one.
     """
-    on_cpu = cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu=on_cpu)
+    return PartialState(cpu=cpu or on_cpu())

@@ -1,12 +1,21 @@
-"""Agreement among the processes of a training, so that none waits for one that has failed."""
+"""The processes of a training: that they find each other, and agree, so that none waits for one that has failed."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from accelerate.utils import broadcast_object_list, gather_object
+import torch
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from safetensors import SafetensorError
 
 T = TypeVar("T")
+
+
+def on_cpu() -> bool:
+    """Whether Accelerate is to be told `cpu=True`: it was asked to, or there is nothing else.
+
+    Where there is no accelerator and it is not told so, it takes each of several processes for the only one.
+    """
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 def raise_everywhere(state: Any, failure: str | None) -> None:

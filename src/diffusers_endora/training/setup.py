@@ -25,7 +25,7 @@ from .feature_cache import FeatureCache, FrameFeatures, Shard, check_space, netw
 from .latents import encode_frames
 from .objective import predicts_variance
 from .presets import TRANSFORMERS
-from .processes import by_main_process
+from .processes import by_main_process, on_cpu
 
 # pixels (n, 3, H, W) to outputs (n, ...) by name
 Compute: TypeAlias = Callable[[torch.Tensor], dict[str, torch.Tensor]]
@@ -40,6 +40,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     folder = Path(args.output_dir)
     accelerator = Accelerator(
+        cpu=on_cpu(),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
