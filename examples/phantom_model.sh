@@ -26,15 +26,18 @@ echo "== 3. the autoencoder"
 python "$examples/train_autoencoder.py" --train_data_dir "$work/phantom/train" \
     --validation_data_dir "$work/phantom/validation" --output_dir "$work/autoencoder_first" --mixed_precision bf16
 python "$examples/train_autoencoder.py" --train_data_dir "$work/phantom/train" \
+    --validation_data_dir "$work/phantom/validation" --output_dir "$work/autoencoder_second" --mixed_precision bf16 \
+    --pretrained_vae "$work/autoencoder_first" --max_train_steps 2500 --learning_rate 0.01
+python "$examples/train_autoencoder.py" --train_data_dir "$work/phantom/train" \
     --validation_data_dir "$work/phantom/validation" --output_dir "$work/autoencoder" --mixed_precision bf16 \
-    --pretrained_vae "$work/autoencoder_first" --max_train_steps 5500 --decoder_start 2500 --learning_rate 0.01
+    --pretrained_vae "$work/autoencoder_second" --max_train_steps 2000 --learning_rate 0.01 --decoder_only
 
 echo "== 4. the transformer"
 python "$examples/train_endora.py" --train_data_dir "$work/phantom/train" --output_dir "$work/transformer" \
     --pretrained_vae "$work/autoencoder" --dino_model "$work/teacher" --cache_features "$work/features" \
     --cache_dino_dtype int8 --preset demo --num_layers 5 --resolution 128 --window 16 --num_still_images 2 \
     --class_conditional --no-horizontal_flip --prediction_type flow --timestep_density logit_normal --ema_warmup \
-    --train_batch_size 4 --max_train_steps 12000 --optimizer muon --learning_rate 3e-3 --lr_scheduler cosine \
+    --train_batch_size 4 --max_train_steps 7000 --optimizer muon --learning_rate 3e-3 --lr_scheduler cosine \
     --mixed_precision bf16 \
     --dataloader_num_workers 1 --checkpointing_steps 250 --validation_steps 1000 --num_validation_clips 3 \
     --validation_inference_steps 20 --resume_from_checkpoint latest

@@ -2,25 +2,29 @@
 
     python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir FIRST
     python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir SECOND \
-        --pretrained_vae FIRST --max_train_steps 5500 --decoder_start 2500 --learning_rate 0.01
+        --pretrained_vae FIRST --max_train_steps 2500 --learning_rate 0.01
+    python examples/train_autoencoder.py --train_data_dir VIDEOS --validation_data_dir HELD_OUT --output_dir THIRD \
+        --pretrained_vae SECOND --max_train_steps 2000 --learning_rate 0.01 --decoder_only
 
 The first training minimises the absolute distance of pixels and the posterior's divergence. The second goes on from
 its weights, without latent channels that it left unused (to a diffusion model they are noise), and adds the distance
 of the latents decoded at half the resolution from the frames at half the resolution: such latents are easier for a
-diffusion model (scale equivariance, Skorokhodov et al. 2025, https://arxiv.org/abs/2502.14831, section 4). From
-`--decoder_start` on the encoder stays as it is, and the decoder learns to bear noise on the latents: a diffusion
-model's are never quite right, and the decoder would make blocks of them (noise-augmented decoding, Zheng et al. 2025,
-https://arxiv.org/abs/2510.11690). A transformer can be trained on the latents from there on.
+diffusion model (scale equivariance, Skorokhodov et al. 2025, https://arxiv.org/abs/2502.14831, section 4).
+
+In the third the encoder stays as it is; a transformer can be trained on its latents meanwhile. The decoder learns to
+bear noise on the latents: a diffusion model's are never quite right, and the decoder would make blocks of them
+(noise-augmented decoding, Zheng et al. 2025, https://arxiv.org/abs/2510.11690). And it learns the texture, which the
+distance of pixels blurs (see `texture_distance`).
 
 Convolutions are trained by Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), which gets as far as
 Adam in six tenths of the steps here; biases, norms and the last layer by Adam. Three in four batches are crops of half
-the side, as many as cost what the whole frames of the fourth do. The learning rate rises, stays and falls to nothing,
-in each part; a moving average of the weights was worse than the weights. A killed training goes on from its latest
-checkpoint.
+the side, as many as cost what the whole frames of the fourth do. The learning rate rises, stays and falls to nothing;
+a moving average of the weights was worse than the weights. A killed training goes on from its latest checkpoint.
 """
 
 import argparse
 import json
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -38,6 +42,7 @@ from diffusers_endora.data.frames import as_pixels, load_frames
 from diffusers_endora.files import replacing_entries
 from diffusers_endora.training.processes import on_cpu
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
+from diffusers_endora.training.texture import texture_distance
 
 UNUSED = 0.9  # of a channel's variance that is the posterior's own, from which on it tells nothing
 
@@ -57,8 +62,9 @@ def parse_args() -> argparse.Namespace:
         type=float,
         help="of the distance at half resolution; 0.25 of a --pretrained_vae, else 0",
     )
-    parser.add_argument("--decoder_start", type=int, help="step that only the decoder learns from, by noisy latents")
-    parser.add_argument("--latent_noise", type=float, default=0.25, help="for the decoder, in the latents' deviation")
+    parser.add_argument("--decoder_only", action="store_true", help="the decoder alone, on noisy latents")
+    parser.add_argument("--latent_noise", type=float, default=0.25, help="of --decoder_only, in their deviation")
+    parser.add_argument("--texture_weight", type=float, default=0.02, help="of --decoder_only")
     parser.add_argument("--train_batch_size", type=int, default=4, help="whole frames; of crops four times as many")
     parser.add_argument("--max_train_steps", type=int, default=11_000)
     parser.add_argument("--learning_rate", type=float, default=0.03, help="of Muon; Adam's is a thirtieth")
@@ -76,11 +82,8 @@ def parse_args() -> argparse.Namespace:
     multiple = 2 ** (len(args.block_out_channels) + 1)  # half of crops of half the side too
     if args.resolution < 32 or (args.resolution % multiple and not args.pretrained_vae):
         parser.error(f"--resolution {args.resolution}: expected a multiple of {multiple} pixels, 32 or more.")
-    if args.decoder_start is not None and not 0 < args.decoder_start < args.max_train_steps:
-        parser.error(
-            f"--decoder_start {args.decoder_start}: expected more than 0 and less than --max_train_steps "
-            f"{args.max_train_steps}."
-        )
+    if args.decoder_only and not args.pretrained_vae:
+        parser.error("--decoder_only needs --pretrained_vae.")
     if not hasattr(torch.optim, "Muon"):
         parser.error(f"needs torch 2.9 or newer, for Muon; this is {torch.__version__}.")
     return args
@@ -99,17 +102,9 @@ def draw_batch(frames: torch.Tensor, batch_size: int, is_whole: bool, generator:
     return as_pixels(torch.where(is_flipped[:, None, None, None], pixels.flip(-1), pixels))
 
 
-def phases(max_train_steps: int, decoder_start: int | None) -> list[int]:
-    """Lengths of the phases, in steps: the whole autoencoder, then the decoder alone."""
-    return [max_train_steps] if decoder_start is None else [decoder_start, max_train_steps - decoder_start]
-
-
-def rate_at(step: int, lengths: list[int]) -> float:
-    """The share of the learning rate: up in the first tenth of a phase, down to 0 in its last third."""
-    length = lengths[0]
-    if len(lengths) > 1 and step >= length:
-        step, length = step - length, lengths[1]
-    return max(0.0, min(1.0, 10 * (step + 1) / length, 3 * (length - step) / length))
+def rate_at(step: int, max_train_steps: int) -> float:
+    """The share of the learning rate: up in the first tenth, down to 0 in the last third."""
+    return max(0.0, min(1.0, 10 * (step + 1) / max_train_steps, 3 * (max_train_steps - step) / max_train_steps))
 
 
 def with_noise(latents: torch.Tensor, amount: float) -> torch.Tensor:
@@ -244,25 +239,27 @@ def main() -> None:
         frames, _ = load_frames(args.train_data_dir, args.resolution)
         held_out = load_frames(args.validation_data_dir, args.resolution)[0] if args.validation_data_dir else None
         vae = load_pretrained(args.pretrained_vae, args.resolution) if args.pretrained_vae else new_autoencoder(args)
-        if args.pretrained_vae:
+        if args.pretrained_vae and not args.decoder_only:
             vae = without_unused_channels(vae, frames[:: max(1, len(frames) // 512)])
             accelerator.print(f"{args.pretrained_vae}: {vae.config.latent_channels} latent channels are used.")
     except (ValueError, OSError) as error:
         sys.exit(f"train_autoencoder.py: error: {error}")
     if held_out is not None:
         held_out = held_out[:: max(1, len(held_out) // 256)]
+    vae.encoder.requires_grad_(not args.decoder_only)
+    vae.quant_conv.requires_grad_(not args.decoder_only)
     vae = accelerator.prepare(vae)
-    kernels = [w for name, w in vae.named_parameters() if w.ndim > 1 and name != "decoder.conv_out.weight"]
-    others = [w for name, w in vae.named_parameters() if w.ndim == 1 or name == "decoder.conv_out.weight"]
+    trained = {name: weight for name, weight in vae.named_parameters() if weight.requires_grad}
+    kernels = [w for name, w in trained.items() if w.ndim > 1 and name != "decoder.conv_out.weight"]
+    others = [w for name, w in trained.items() if w.ndim == 1 or name == "decoder.conv_out.weight"]
     matrices = [torch.nn.Parameter(weight.data.flatten(1)) for weight in kernels]  # the same memory, as Muon takes it
     optimizers = {
         "muon": torch.optim.Muon(matrices, lr=args.learning_rate, weight_decay=0),
         "adam": torch.optim.AdamW(others, lr=args.learning_rate / 30, betas=(0.9, 0.99), weight_decay=0),
     }
     optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}
-    lengths = phases(args.max_train_steps, args.decoder_start)
     schedules = [
-        accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(of, lambda step: rate_at(step, lengths)))
+        accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(of, lambda step: rate_at(step, args.max_train_steps)))
         for of in optimizers.values()
     ]
     arguments = {name: value for name, value in vars(args).items() if name != "output_dir"}
@@ -279,20 +276,21 @@ def main() -> None:
         generator = torch.Generator().manual_seed(args.seed * 2**32 + step)
         torch.manual_seed(args.seed * 2**32 + step)  # of the posterior's samples
         pixels = draw_batch(frames, args.train_batch_size, step % 4 == 3, generator).to(accelerator.device)
-        is_of_decoder = args.decoder_start is not None and step >= args.decoder_start
-        if is_of_decoder:
-            vae.encoder.requires_grad_(False)
-            vae.quant_conv.requires_grad_(False)
         with accelerator.autocast():
             posterior = vae.encode(pixels).latent_dist
             latents = posterior.sample()
-            if is_of_decoder:
+            if args.decoder_only:
                 latents = with_noise(latents, args.latent_noise)
-            terms = {"l1": F.l1_loss(vae.decode(latents).sample, pixels)}
-            terms["kl"] = args.kl_weight * posterior.kl().mean() / pixels[0, 0].numel()
-            if args.equivariance_weight and not is_of_decoder:
-                half = F.avg_pool2d(latents, 2), F.avg_pool2d(pixels, 2)
-                terms["half"] = args.equivariance_weight * F.l1_loss(vae.decode(half[0]).sample, half[1])
+            reconstruction = vae.decode(latents).sample
+            terms = {"l1": F.l1_loss(reconstruction, pixels)}
+            if not args.decoder_only:
+                terms["kl"] = args.kl_weight * posterior.kl().mean() / pixels[0, 0].numel()
+                if args.equivariance_weight:
+                    half = F.avg_pool2d(latents, 2), F.avg_pool2d(pixels, 2)
+                    terms["half"] = args.equivariance_weight * F.l1_loss(vae.decode(half[0]).sample, half[1])
+        if args.decoder_only and args.texture_weight:
+            window = math.gcd(pixels.shape[-1], 32)
+            terms["texture"] = args.texture_weight * texture_distance(reconstruction, pixels, generator, window)
         accelerator.backward(torch.stack(list(terms.values())).sum())
         accelerator.clip_grad_norm_(vae.parameters(), 1.0)
         for kernel, matrix in zip(kernels, matrices, strict=True):
