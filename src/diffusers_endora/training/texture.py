@@ -41,7 +41,8 @@ def texture_distance(
         filters = torch.randn(num_filters, 3, 5, 5, generator=generator).to(target)
         filters /= filters.flatten(1).norm(dim=1)[:, None, None, None] * target.std().clamp_min(1e-6)
         side = window >> level
-        given, expected = (_windows(F.conv2d(of, filters, padding=2), side).sort(-1).values for of in (details, target))
+        responses = (F.conv2d(of, filters, padding=2) for of in (details, target))
+        given, expected = (_windows(of, side).sort(-1).values for of in responses)
         distances.append(F.l1_loss(given, expected))
     return torch.stack(distances).mean()
 
