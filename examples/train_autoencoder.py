@@ -63,8 +63,8 @@ def parse_args() -> argparse.Namespace:
         help="of the distance at half resolution; 0.25 of a --pretrained_vae, else 0",
     )
     parser.add_argument("--decoder_only", action="store_true", help="the decoder alone, on noisy latents")
-    parser.add_argument("--latent_noise", type=float, default=0.25, help="of --decoder_only, in their deviation")
-    parser.add_argument("--texture_weight", type=float, default=0.02, help="of --decoder_only")
+    parser.add_argument("--latent_noise", type=float, default=0.25, help="of --decoder_only, in latents' deviations")
+    parser.add_argument("--texture_weight", type=float, default=0.02, help="of the textures' distance; --decoder_only")
     parser.add_argument("--train_batch_size", type=int, default=4, help="whole frames; of crops four times as many")
     parser.add_argument("--max_train_steps", type=int, default=11_000)
     parser.add_argument("--learning_rate", type=float, default=0.03, help="of Muon; Adam's is a thirtieth")

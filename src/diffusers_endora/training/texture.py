@@ -48,6 +48,7 @@ def texture_distance(
 
 
 def _pyramid(pictures: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Details of `(B, C, H, W)` at full size, then at half: what a coarser picture, magnified, leaves out."""
     for _ in range(NUM_LEVELS):
         coarse = F.avg_pool2d(pictures, 2)
         yield pictures - F.interpolate(coarse, scale_factor=2, mode="bilinear")
