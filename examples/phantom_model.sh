@@ -33,22 +33,29 @@ python "$examples/train_autoencoder.py" --train_data_dir "$work/phantom/train" \
     --pretrained_vae "$work/autoencoder_second" --max_train_steps 2000 --learning_rate 0.01 --decoder_only
 
 echo "== 4. the transformer"
-python "$examples/train_endora.py" --train_data_dir "$work/phantom/train" --output_dir "$work/transformer" \
-    --pretrained_vae "$work/autoencoder" --dino_model "$work/teacher" --cache_features "$work/features" \
-    --cache_dino_dtype int8 --preset demo --num_layers 5 --resolution 128 --window 16 --num_still_images 2 \
-    --class_conditional --no-horizontal_flip --prediction_type flow --timestep_density logit_normal --ema_warmup \
-    --train_batch_size 4 --max_train_steps 7000 --optimizer muon --learning_rate 3e-3 --lr_scheduler cosine \
-    --mixed_precision bf16 \
-    --dataloader_num_workers 1 --checkpointing_steps 250 --validation_steps 1000 --num_validation_clips 3 \
-    --validation_inference_steps 20 --resume_from_checkpoint latest
+train_transformer() {
+    python "$examples/train_endora.py" --train_data_dir "$work/phantom/train" \
+        --pretrained_vae "$work/autoencoder" --dino_model "$work/teacher" --cache_features "$work/features" \
+        --cache_dino_dtype int8 --preset demo --num_layers 5 --resolution 128 --window 16 --num_still_images 2 \
+        --class_conditional --no-horizontal_flip --prediction_type flow --timestep_density logit_normal --ema_warmup \
+        --train_batch_size 4 --optimizer muon --lr_scheduler cosine --mixed_precision bf16 \
+        --dataloader_num_workers 1 --validation_steps 1000 --num_validation_clips 3 --validation_inference_steps 20 \
+        --checkpointing_steps 500 --resume_from_checkpoint latest "$@"
+}
+train_transformer --output_dir "$work/transformer_first" --max_train_steps 7000 --learning_rate 3e-3
 
-echo "== 5. the student"
+echo "== 5. the transformer, guided by what it was after 2000 steps"
+train_transformer --output_dir "$work/transformer" --max_train_steps 4000 --learning_rate 2e-3 --seed 1 \
+    --pretrained_model "$work/transformer_first" --weaker_model "$work/transformer_first/checkpoint-2000" \
+    --autoguidance_scale 2
+
+echo "== 6. the student"
 python "$examples/distill_endora.py" --pretrained_model "$work/transformer" --output_dir "$work/student" \
     --num_steps 3 --mixed_precision bf16
 
-echo "== 6. into the package"
+echo "== 7. into the package"
 python "$examples/bundle_model.py" --model "$work/transformer" --student "$work/student" --output_dir "$bundled"
 
-echo "== 7. evaluation on the test videos"
+echo "== 8. evaluation on the test videos"
 endora evaluate --real "$work/phantom/test" --train "$work/phantom/train" --fake "$bundled" --output "$work/report" \
     --frame_interval 1 --num_clips 512 --num_seeds 1 --ladder --metrics fvd

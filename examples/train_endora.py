@@ -12,6 +12,7 @@ was stopped goes on as if it had not been, and processes, batch size and accumul
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -23,8 +24,11 @@ from diffusers_endora import EndoraPipeline, EndoraTransformer3DModel
 from diffusers_endora.data.video_io import VideoError
 from diffusers_endora.files import replacing_entries
 from diffusers_endora.hub import save_model_card
+from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.models.autoencoder import load_vae, load_vae_config
+from diffusers_endora.pipelines.pipeline_endora import prediction_type_of
 from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments
+from diffusers_endora.training.autoguidance import Autoguidance, load_transformer_like
 from diffusers_endora.training.objective import make_scheduler
 from diffusers_endora.training.presets import LEARNING_RATES
 from diffusers_endora.training.setup import (
@@ -51,6 +55,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parse_arguments(parser, argv)
     if args.pretrained_vae is None:
         parser.error("--pretrained_vae is required: the paper's is stabilityai/sd-vae-ft-mse.")
+    if args.weaker_model is not None and args.pretrained_model is None:
+        parser.error("--weaker_model needs --pretrained_model, the stronger one.")
+    if not 1 <= args.autoguidance_scale < math.inf:
+        parser.error(f"--autoguidance_scale {args.autoguidance_scale}: expected 1 (none) or more.")
     return args
 
 
@@ -74,11 +82,30 @@ def main() -> None:
         dataset, held_out = load_clips(args)
         torch.manual_seed(args.seed)  # the same initial weights in every process
         transformer = build_transformer(args, vae_config, scheduler, dataset.num_classes)
+        origin: dict[str, str] = {}
+        guidance, predicts = None, prediction_type_of(scheduler)
+        if args.pretrained_model is not None:
+            transformer = load_transformer_like(transformer, predicts, args.pretrained_model)
+            origin["pretrained_model"] = hash_weights(transformer)[:16]
+        if args.weaker_model is not None:
+            weaker = load_transformer_like(transformer, predicts, args.weaker_model)
+            guidance = Autoguidance(transformer, weaker, args.autoguidance_scale)
+            origin |= {"weaker_model": hash_weights(weaker)[:16], "autoguidance_scale": str(args.autoguidance_scale)}
         prior = build_prior(args, transformer)
+        origin |= networks_of(args)
         datasets = [dataset] if held_out is None else [dataset, held_out]
         caches = open_caches(args, datasets, vae_config, prior, accelerator)
-        weighting = {"weighting": args.loss_weighting, "gamma": args.snr_gamma, "bias": args.sigmoid_bias}
-        model = TrainingModel(transformer, scheduler, prior, args.prior_weight, args.num_still_images, **weighting)
+        model = TrainingModel(
+            transformer,
+            scheduler,
+            prior,
+            args.prior_weight,
+            args.num_still_images,
+            weighting=args.loss_weighting,
+            gamma=args.snr_gamma,
+            bias=args.sigmoid_bias,
+            guidance=guidance,
+        )
 
         # 3. The training
         def assemble(weights: dict[str, torch.Tensor]) -> EndoraPipeline:
@@ -100,7 +127,7 @@ def main() -> None:
             caches[-1],
             validate=validation,
             learning_rate=LEARNING_RATES[args.preset] if args.learning_rate is None else args.learning_rate,
-            origin=networks_of(args),
+            origin=origin,
         )
         if resume_from is not None:
             trainer.resume(resume_from)

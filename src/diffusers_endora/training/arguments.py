@@ -44,6 +44,13 @@ def add_model(group: Any) -> None:
         default="interleaved",
         help="sequential: all spatial, then all temporal blocks, rows 1 and 2 of the paper's table 3",
     )
+    group.add_argument("--pretrained_model", help="pipeline folder or Hub id whose weights the training begins with")
+    group.add_argument(
+        "--weaker_model",
+        help="pipeline or earlier checkpoint of --pretrained_model: the training learns to be guided away from it "
+        "(autoguidance, Karras et al. 2024)",
+    )
+    group.add_argument("--autoguidance_scale", type=float, default=2.0, help="of --weaker_model; 1 is none")
 
 
 def _add_data(group: Any) -> None:

@@ -7,6 +7,7 @@ Denoising Diffusion Probabilistic Models", https://arxiv.org/abs/2102.09672. The
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ def diffusion_loss(
     class_labels: torch.Tensor | None = None,
     num_still_images: int = 0,
     output_spatial_states: tuple[int, ...] = (),
+    guidance: Callable[..., torch.Tensor] | None = None,
 ) -> DiffusionLoss:
     """Both loss terms of every sample; Endora minimises `(mse + vb).mean()`, plus its prior.
 
@@ -61,6 +63,7 @@ def diffusion_loss(
         class_labels: integers `(B,)` or `(B, 1 + num_still_images)`, for a model with classes.
         num_still_images: how many of the F frames, counted from the end, are independent images.
         output_spatial_states: indices of spatial blocks whose outputs are returned, for the prior.
+        guidance: what it returns for the noisy latents is added to what is to be predicted; see `Autoguidance`.
 
     Raises:
         ValueError: for shapes that do not agree, another prediction type, or a model whose output has neither C nor
@@ -81,6 +84,8 @@ def diffusion_loss(
     dtype = getattr(transformer, "dtype", latents.dtype)
     latents, noise, timesteps = latents.float(), noise.float(), timesteps.to(latents.device)
     noisy, target = noisy_latents_and_target(latents, noise, timesteps, scheduler)
+    if guidance is not None:
+        target = target + guidance(noisy, timesteps, class_labels=class_labels, num_still_images=num_still_images)
     output = transformer(
         noisy.to(dtype),
         timestep=timesteps,

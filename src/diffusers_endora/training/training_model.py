@@ -7,6 +7,7 @@ import torch.nn as nn
 from diffusers.models.attention_dispatch import AttentionBackendName
 
 from ..models.transformer_endora import EndoraTransformer3DModel
+from .autoguidance import Autoguidance
 from .diffusion_loss import diffusion_loss
 from .dino_prior import DinoPrior
 from .objective import loss_weights
@@ -39,6 +40,7 @@ class TrainingModel(nn.Module):
         prior_weight: the paper's is 0.5.
         num_still_images: how many of the frames, counted from the end, are still images.
         weighting: of the squared error, see `loss_weights`; and its options.
+        guidance: what the model learns to be guided by; not trained.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class TrainingModel(nn.Module):
         weighting: str = "none",
         gamma: float = 5.0,
         bias: float = 0.0,
+        guidance: Autoguidance | None = None,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -58,6 +61,7 @@ class TrainingModel(nn.Module):
         self.scheduler = scheduler
         self.prior_weight = prior_weight
         self.num_still_images = num_still_images
+        self.guidance = guidance
         self.weighting: dict[str, Any] = {"weighting": weighting, "gamma": gamma, "bias": bias}
         if transformer.class_embedder is not None:
             transformer.class_embedder.dropout_prob = 0.0
@@ -86,6 +90,7 @@ class TrainingModel(nn.Module):
             class_labels=class_labels,
             num_still_images=self.num_still_images,
             output_spatial_states=() if self.prior is None else self.prior.student_layers,
+            guidance=self.guidance,
         )
         weights = loss_weights(self.scheduler, timesteps, **self.weighting)
         prior = mse.new_zeros(()) if self.prior is None else self.prior(spatial_states, teacher_tokens)
