@@ -3,8 +3,8 @@
     python examples/bundle_model.py --model TRAINING --student STUDENT \
         --output_dir src/diffusers_endora/bundled/phantom
 
-`--model` is the output of `train_endora.py` for rectified flow, `--student` that of `distill_endora.py`. The model
-card, `README.md`, is written by hand, beside what this writes, and stays as it is.
+`--model` is the output of `train_endora.py` for rectified flow, `--student`, if there is one, that of
+`distill_endora.py`. The model card, `README.md`, is written by hand, beside what this writes, and stays as it is.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ADAPTER = "pytorch_lora_weights.safetensors"
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder of the trained pipeline")
-    parser.add_argument("--student", type=Path, required=True, help="folder of the adapter for fewer calls")
+    parser.add_argument("--student", type=Path, help="folder of the adapter for fewer calls")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--scheduler", choices=SCHEDULERS, default=SCHEDULERS[0])
     parser.add_argument("--solver_order", type=int, default=2)
@@ -42,9 +42,21 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def add_student(student: Path, folder: Path) -> None:
+    """The adapter in half precision, its scheduler, and in `calls.json` for how many calls it is."""
+    shutil.copytree(student / "scheduler", folder / "scheduler")
+    with safe_open(student / ADAPTER, "pt") as file:
+        half = {name: file.get_tensor(name).half() for name in file.keys()}  # noqa: SIM118
+        save_file(half, folder / ADAPTER, file.metadata())
+    arguments = json.loads((student / "training.json").read_text())["arguments"]
+    (folder / "calls.json").write_text(json.dumps({"calls": arguments["num_steps"]}) + "\n")
+
+
 def main() -> None:
     args = parse_args()
     try:
+        if args.student is None and (args.output_dir / "student").exists():
+            raise ValueError(f"{args.output_dir}: holds the student of an earlier model; remove it, or give --student")
         pipeline = EndoraPipeline.from_pretrained(args.model)
         if pipeline.config.prediction_type != "flow_prediction":
             raise ValueError(f"--model {args.model}: predicts no flow; expected a model of rectified flow")
@@ -63,12 +75,8 @@ def main() -> None:
             bundle.vae.half()
             bundle.transformer.half()
             bundle.save_pretrained(folder)
-            shutil.copytree(args.student / "scheduler", folder / "student" / "scheduler")
-            with safe_open(args.student / ADAPTER, "pt") as file:
-                half = {name: file.get_tensor(name).half() for name in file.keys()}  # noqa: SIM118
-                save_file(half, folder / "student" / ADAPTER, file.metadata())
-            arguments = json.loads((args.student / "training.json").read_text())["arguments"]
-            (folder / "student" / "calls.json").write_text(json.dumps({"calls": arguments["num_steps"]}) + "\n")
+            if args.student is not None:
+                add_student(args.student, folder / "student")
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             if size > MOST_BYTES:
                 raise ValueError(f"{size / 1e6:.1f} MB: expected at most {MOST_BYTES / 1e6:.0f}")

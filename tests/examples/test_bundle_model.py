@@ -37,6 +37,15 @@ def bundle(output_dir, **options):
     run_main(EXAMPLES / "bundle_model.py", as_flags({"output_dir": output_dir, **options}))
 
 
+def test_a_student_is_optional_but_none_is_left_of_another_model(parts, tmp_path):
+    bundle(tmp_path / "out", model=parts["model"])
+    EndoraPipeline.from_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out" / "student").exists()
+    bundle(tmp_path / "out", **parts)
+    with pytest.raises(SystemExit, match="holds the student of an earlier model"):
+        bundle(tmp_path / "out", model=parts["model"])
+
+
 def test_half_the_bytes_of_model_and_student(parts, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("a card")
