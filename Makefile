@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help demo test test-slow lint types unit single-file clean
 
 help:
-	@echo "make demo       train a small model on rendered colons and generate a clip (outputs/demo)"
+	@echo "make demo       generate clips with the model that comes with the package (outputs/demo)"
 	@echo "make test       lint, types and the fast tests"
 	@echo "make test-slow  the tests that need minutes or gigabytes"
 	@echo "make single-file  regenerate pipelines/endora/pipeline.py"

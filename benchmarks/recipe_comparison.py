@@ -24,20 +24,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler
 from safetensors.torch import load_file
+from tqdm.auto import tqdm
 
 from diffusers_endora import ClipDataset, EndoraPipeline
 from diffusers_endora.data.phantom import write_phantom_corpus
+from diffusers_endora.data.video_io import read_frames, read_video_info
 from diffusers_endora.files import written_atomically
 from diffusers_endora.metrics.frechet_distance import bootstrap_frechet_distance, frechet_distance_of_features
 from diffusers_endora.metrics.i3d import I3DFeatures
 from diffusers_endora.models.autoencoder import load_vae
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-from demo import fit_vae  # noqa: E402
-
 RESOLUTION = 64
 NUM_FRAMES = 64  # of a video
 RECIPES = {
@@ -51,6 +51,40 @@ RECIPES = {
     "flow": ["--prediction_type", "flow"],
     "flow, logit-normal": ["--prediction_type", "flow", "--timestep_density", "logit_normal"],
 }
+
+
+def fit_vae(videos: list[Path], folder: Path, steps: int) -> None:
+    """Fits a small `AutoencoderKL` (8x down, 4 channels) to the frames of the videos and saves it into `folder`."""
+    torch.manual_seed(0)
+    frames = np.concatenate([read_frames(video, range(read_video_info(video).num_frames)) for video in videos])
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # uint8 (frames, 3, H, W)
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=RESOLUTION,
+    )
+    optimizer = torch.optim.AdamW(vae.parameters(), weight_decay=0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    progress = tqdm(range(steps), desc="autoencoder")
+    for _ in progress:
+        batch = pixels[torch.randint(len(pixels), (12,))].float() / 127.5 - 1
+        posterior = vae.encode(batch).latent_dist
+        reconstruction = vae.decode(posterior.sample()).sample
+        loss = F.l1_loss(reconstruction, batch) + 1e-6 * posterior.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress.set_postfix(l1=f"{loss.item():.3f}")
+    vae.eval()
+    with torch.no_grad():
+        sample = pixels[torch.randint(len(pixels), (256,))].float() / 127.5 - 1
+        latents = torch.cat([vae.encode(chunk).latent_dist.sample() for chunk in sample.split(32)])
+    vae.register_to_config(scaling_factor=1 / latents.std().item())  # latents of unit variance, as the model expects
+    vae.save_pretrained(folder)
 
 
 def prepare(work: Path, args: argparse.Namespace) -> tuple[Path, Path, Path]:
