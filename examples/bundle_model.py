@@ -75,6 +75,7 @@ def main() -> None:
             bundle.vae.half()
             bundle.transformer.half()
             bundle.save_pretrained(folder)
+            (folder / "pipeline.py").unlink()  # the package's own code, for those who have no package
             if args.student is not None:
                 add_student(args.student, folder / "student")
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
