@@ -21,13 +21,14 @@ from diffusers_endora.data.video_io import write_video
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
-    """Between two noises along the great circle, on which points have the length of noise."""
+    """Between two noises along the great circle, on which points have the length of noise; `share` 0 is `a`, 1 `b`."""
     cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1)
     angle = torch.acos(cosine)
     return (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
 
 
 def noise_of(pipeline: EndoraPipeline, seed: int) -> torch.Tensor:
+    """What a clip of the training's size begins as, `(1, C, F, h, w)`."""
     config = pipeline.transformer.config
     shape = (1, config.in_channels, config.num_frames, config.sample_size, config.sample_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -63,8 +64,9 @@ def main() -> None:
         leg, share = divmod(step * len(stations) / args.walk_steps, 1)
         noise = slerp(stations[int(leg)], stations[(int(leg) + 1) % len(stations)], share)
         latents = pipeline(latents=noise, class_labels=[sorted(CLASSES).index("polyp")], output_type="latent").frames
-        middle = latents[:, :, latents.shape[2] // 2 :][:, :, :1]
-        picture = pipeline.video_processor.postprocess_video(pipeline.decode_latents(middle), output_type="np")[0]
+        middle = latents.shape[2] // 2
+        frame = pipeline.decode_latents(latents[:, :, middle : middle + 1])
+        picture = pipeline.video_processor.postprocess_video(frame, output_type="np")[0]
         pictures.append((picture[0] * 255).round().astype(np.uint8))
     write_video(args.output_dir / "walk.mp4", np.stack(pictures), fps=8, metadata=metadata)
     print(f"Done in {time.perf_counter() - start:.0f} seconds.")

@@ -82,8 +82,9 @@ def main() -> None:
         dataset, held_out = load_clips(args)
         torch.manual_seed(args.seed)  # the same initial weights in every process
         transformer = build_transformer(args, vae_config, scheduler, dataset.num_classes)
-        origin: dict[str, str] = {}
-        guidance, predicts = None, prediction_type_of(scheduler)
+        predicts = prediction_type_of(scheduler)
+        guidance = None
+        origin: dict[str, str] = {}  # what a resumed training has to share
         if args.pretrained_model is not None:
             transformer = load_transformer_like(transformer, predicts, args.pretrained_model)
             origin["pretrained_model"] = hash_weights(transformer)[:16]

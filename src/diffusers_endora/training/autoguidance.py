@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 from ..models.transformer_endora import EndoraTransformer3DModel
 from ..pipelines.pipeline_endora import EndoraPipeline
-
-AVERAGE = "ema.safetensors"  # in a checkpoint
+from .checkpoints import AVERAGE
 
 
 class Autoguidance:
@@ -54,14 +53,14 @@ def load_transformer_like(
     Raises:
         ValueError: there is none, or another.
     """
-    path = Path(path_or_repo)
-    found: dict[str, Any] = {"prediction_type": prediction_type}
+    average = Path(path_or_repo) / AVERAGE
+    predicted = prediction_type  # by a checkpoint, which does not say
     try:
-        if (path / AVERAGE).is_file():
+        if average.is_file():
             loaded = copy.deepcopy(transformer)
-            loaded.load_state_dict(load_file(path / AVERAGE))
+            loaded.load_state_dict(load_file(average))
         else:
-            found |= EndoraPipeline.load_config(path_or_repo)
+            predicted = EndoraPipeline.load_config(path_or_repo).get("prediction_type", predicted)
             loaded = EndoraTransformer3DModel.from_pretrained(path_or_repo, subfolder="transformer")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".: ")
@@ -70,7 +69,7 @@ def load_transformer_like(
             f"checkpoint with {AVERAGE}."
         ) from error
     ours = {**transformer.config, "prediction_type": prediction_type}
-    theirs = {**loaded.config, "prediction_type": found["prediction_type"]}
+    theirs = {**loaded.config, "prediction_type": predicted}
     for name, value in ours.items():
         if not name.startswith("_") and theirs.get(name) != value:
             raise ValueError(f"{path_or_repo}: its {name} is {theirs.get(name)}, that of this training {value}.")

@@ -19,6 +19,7 @@ from .processes import by_main_process, raise_everywhere
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+AVERAGE = "ema.safetensors"  # the moving average of the transformer
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 

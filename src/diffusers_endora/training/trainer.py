@@ -24,6 +24,7 @@ from ..data.clips import ClipDataset
 from ..files import written_atomically
 from ..models.autoencoder import load_vae
 from .checkpoints import (
+    AVERAGE,
     checkpoint_step,
     leave_out_frozen,
     link_or_copy,
@@ -507,7 +508,7 @@ class Trainer:
             return
         if average is not None:
             tensors = dict(zip(self.trainable_names, average, strict=True))
-            save_file(tensors, folder / "ema.safetensors", metadata={"format": "pt"})
+            save_file(tensors, folder / AVERAGE, metadata={"format": "pt"})
         best = self.output_dir / BEST_WEIGHTS
         if self.early_stopping.patience and best.exists():
             link_or_copy(best, folder / BEST_WEIGHTS)
@@ -546,7 +547,7 @@ class Trainer:
         self.accelerator.step = 0  # of the micro-batches of a step, which may be others than before
         state = json.loads((checkpoint / RUN_FACTS).read_text())
         if self.ema is not None:
-            average = load_file(checkpoint / "ema.safetensors")
+            average = load_file(checkpoint / AVERAGE)
             self.ema.load([average[name] for name in self.trainable_names], state["ema_steps"])
         self.baseline.load_state_dict(load_file(checkpoint / "gaussian_baseline.safetensors"))
         if not self.accelerator.is_main_process:  # it holds the frames of all processes
