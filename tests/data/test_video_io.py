@@ -313,6 +313,21 @@ def test_a_transport_stream_that_is_cut_off(tmp_path):
         assert all(frame.tobytes() in whole for frame in read_frames(path, range(number - 3, number)))
 
 
+@pytest.mark.parametrize("block", [192, 204])
+def test_a_cut_that_suits_another_kind_of_transport_stream(block, tmp_path):
+    """The last packet begins, and the file ends, where they would with blocks of another length."""
+    path = encode(tmp_path / "clip.ts", **KINDS["hevc.ts"])
+    data = path.read_bytes()
+    number, start = [(i, position) for i, (position, _, _, is_key) in enumerate(packets(path)) if is_key][-1]
+    empty = b"\x47\x1f\xff\x10" + bytes(184)  # a block of no stream
+    num_empty = next(n for n in range(block) if (start + 188 * n) % block == 0)
+    data = num_empty * empty + data
+    start += 188 * num_empty
+    cut = next(cut for cut in range(start + 2600, start + 4000) if cut % block == 0 and cut % 188)
+    path.write_bytes(data[:cut])
+    assert read_video_info(path).num_frames == number
+
+
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 @pytest.mark.parametrize("part", ["whole", "half"])  # FFmpeg raises an error for one, fills the gap for the other
 def test_damage_spoils_its_group_of_pictures_only(codec, part, tmp_path):

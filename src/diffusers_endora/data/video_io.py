@@ -395,6 +395,7 @@ def _opened(source: VideoSource) -> Iterator[tuple[InputContainer, VideoStream]]
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
     """The packets of `stream` from the current position on, without a last one that is cut off."""
     previous: Packet | None = None
+    spacing = 0  # what all positions are multiples of
     with suppress(av.FFmpegError):  # a file that ends in the middle of something ends there
         for packet in container.demux(stream):
             if packet.size == 0:  # end-of-stream marks, and AVI's "show the last frame again"
@@ -402,18 +403,20 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]
             if previous is not None:
                 yield previous
             previous = packet
-    if previous is not None and not previous.is_corrupt and not _is_cut_off(container, previous):
+            spacing = math.gcd(spacing, packet.pos or 0)
+    if previous is not None and not previous.is_corrupt and not _is_cut_off(container, previous, spacing):
         yield previous
 
 
-def _is_cut_off(container: InputContainer, last: Packet) -> bool:
+def _is_cut_off(container: InputContainer, last: Packet, spacing: int) -> bool:
     """Whether a transport stream, which does not say how long its packets are, ends in the middle of a block.
 
-    Blocks have 188 bytes, with time codes (m2ts) 192, with error correction 204. A cut between blocks goes unnoticed.
+    Blocks have 188 bytes, with time codes (m2ts) 192, with error correction 204: whichever `spacing`, what the
+    positions of all packets are multiples of, is a multiple of. A cut between blocks goes unnoticed.
     """
     if container.format.name != "mpegts" or last.pos is None:
         return False
-    return all(container.size % block or last.pos % block for block in (188, 192, 204))
+    return all(container.size % block or spacing % block for block in (188, 192, 204))
 
 
 def _frame_index(source: VideoSource) -> _FrameIndex:
