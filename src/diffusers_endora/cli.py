@@ -476,6 +476,7 @@ def evaluate(
         cache_dir=cache_dir,
         num_resamples=num_resamples,
     )
+    state.destroy_process_group()  # of several processes: one that ends with gloo's threads can be aborted
     if not state.is_main_process:
         return
     for row in report["results"]:

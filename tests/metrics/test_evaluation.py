@@ -211,11 +211,13 @@ SCRIPT = """
 import sys, json
 sys.path.insert(0, sys.argv[1])
 from tiny import MeanAndStep
+from diffusers_endora.metrics.distributed import shared_state
 from diffusers_endora.metrics.evaluation import evaluate
 from diffusers_endora.metrics.protocols import STRICT
 here, real, fake, output_dir, train, cache_dir = sys.argv[1:]
 evaluate(real, [fake], {"i3d": MeanAndStep()}, ["fvd", "kvd", "prdc"], STRICT.changed(num_clips=40), output_dir,
          train=train, cache_dir=cache_dir, num_resamples=10)
+shared_state().destroy_process_group()
 """
 
 
