@@ -107,7 +107,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     transformer: Any = pipeline.transformer
     config = transformer.config
     latents = torch.randn(1, config.in_channels, config.num_frames, config.sample_size, config.sample_size)
-    labels = None if transformer.null_class is None else torch.tensor([0])
+    labels = None if config.num_classes is None else torch.tensor([0])
     model_input = latents.to(transformer.dtype)
 
     def call() -> Any:
@@ -147,6 +147,8 @@ def fvd_differences(args: argparse.Namespace, names: list[str]) -> dict[str, str
     store = FeatureStore(I3DFeatures(), args.output_dir / "features")
     # spread over all videos, which are sorted by class
     real = clips_at_fixed_offsets(open_videos(args.real), args.num_clips, num_frames, num_frames)
+    if len(real) < args.num_clips:
+        raise SystemExit(f"--real {args.real}: has {len(real)} clips; expected {args.num_clips}.")
     real_features = store(real, Preparation(None), "real clips")["features"]
     features = {}
     for name in names:
@@ -214,7 +216,9 @@ def main() -> None:
             command = [sys.executable, *sys.argv, "--variant", name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                failures[name] = done.stderr.strip().splitlines()[-1]
+                failures[name] = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+                if name == REFERENCE:
+                    raise SystemExit(f"{name}, which all are compared with, does not run: {failures[name]}")
                 rounds.pop(name)
                 print(f"{name} does not run: {failures[name]}", file=sys.stderr)
                 continue

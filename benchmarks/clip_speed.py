@@ -10,15 +10,13 @@ Operations are those of the transformer. Whether the clips are as good is the qu
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
-from sampling_quality import official
+from sampling_quality import load_student, official
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,12 +43,7 @@ def variants(model: str) -> dict[str, tuple[EndoraPipeline, int]]:
     }
     if (Path(model) / "student").is_dir():
         for name in ("student", "student, OpenVINO, bfloat16"):
-            student = EndoraPipeline.from_pretrained(model)
-            student.load_lora_weights(model, subfolder="student")
-            student.fuse_lora()
-            student.unload_lora_weights()
-            student.scheduler = DPMSolverMultistepScheduler.from_pretrained(model, subfolder="student/scheduler")
-            calls = json.loads((Path(model) / "student" / "calls.json").read_text())["calls"]
+            student, calls = load_student(model, Path(model) / "student")
             found[name] = (by_openvino(student, "bf16") if "OpenVINO" in name else student, calls)
     return found
 
@@ -59,7 +52,7 @@ def flops_of_a_call(pipeline: EndoraPipeline) -> int:
     transformer: Any = pipeline.transformer
     config = transformer.config
     latents = torch.randn(1, config.in_channels, config.num_frames, config.sample_size, config.sample_size)
-    labels = None if transformer.null_class is None else torch.tensor([0])
+    labels = None if config.num_classes is None else torch.tensor([0])
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         transformer(latents, torch.tensor([500]), class_labels=labels)
     return counter.get_total_flops()

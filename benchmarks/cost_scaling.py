@@ -38,13 +38,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("cost_scaling.png"))
     parser.add_argument("--num_turns", type=int, default=5)
     args = parser.parse_args()
+    if args.num_turns < 1:
+        parser.error(f"--num_turns {args.num_turns}: expected a positive integer.")
     try:
         pipeline = EndoraPipeline.from_pretrained(args.model or bundled_model())
     except (ValueError, OSError) as error:
         parser.error(str(error))
     transformer, factor = pipeline.transformer, pipeline.vae_scale_factor
     num_frames, side = transformer.config.num_frames, transformer.config.sample_size * factor
-    labels = None if transformer.null_class is None else torch.tensor([transformer.null_class])
+    labels = None if transformer.config.num_classes is None else torch.tensor([0])
 
     # 1. What is run
     sizes = {("frames", count): (count, side) for count in FRAMES}

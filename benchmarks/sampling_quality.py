@@ -13,6 +13,7 @@ difference from the reference, clips paired by their noise, with its 95 % interv
 of as many real clips, the floor. A finalist is called equivalent where the upper end of its interval is at most a
 tenth of the floor. The reference is the official sampler, 250 steps of DDPM, whatever the model predicts: a model of
 rectified flow is turned into one of noise for it (see `NoiseOfFlow`). Samples are kept in the output folder.
+`--student` is what `distill_endora.py` wrote, with its own number of steps.
 
 `--backend openvino` computes the network by OpenVINO, which is faster on a CPU: that of all samplers and of the
 reference alike, in float32 unless `--precision bf16`. What bfloat16 changes is then in both sides; `cheaper_calls.py`
@@ -52,6 +53,7 @@ from diffusers_endora.openvino_backend import use_openvino
 STEPS = (4, 5, 6, 8, 10, 15, 20)
 NUM_RANKED = 8  # samplers that are measured on all noises
 REFERENCE = "DDPM:250"
+STUDENT = "student"
 STOCHASTIC = ("DDPM", "SDE")  # parts of the names of samplers that draw noise
 
 
@@ -71,6 +73,7 @@ def samplers(is_flow: bool) -> dict[str, tuple[str, dict[str, Any]]]:
     if is_flow:
         found["Euler"] = ("FlowMatchEulerDiscreteScheduler", {})
         found["Heun"] = ("FlowMatchHeunDiscreteScheduler", {})
+        solvers = {name: solver for name, solver in solvers.items() if "DEIS" not in name}  # ends in noise with flow
         for name, (scheduler, settings) in solvers.items():
             for shift in (0.5, 1.0, 2.0, 3.0):
                 suffix = "" if shift == 1 else f", shift {shift:g}"
@@ -136,6 +139,16 @@ def official(pipeline: EndoraPipeline) -> EndoraPipeline:
     scheduler = DDPMScheduler(variance_type="fixed_small", **settings)
     of_noise: Any = NoiseOfFlow(pipeline.transformer)
     return EndoraPipeline(pipeline.vae, of_noise, scheduler)
+
+
+def load_student(model: str, folder: Path) -> tuple[EndoraPipeline, int]:
+    """The pipeline with the adapter of `distill_endora.py` fused and its scheduler, and its number of calls."""
+    pipeline = EndoraPipeline.from_pretrained(model)
+    pipeline.load_lora_weights(folder)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_pretrained(folder, subfolder="scheduler")
+    return pipeline, json.loads((folder / "calls.json").read_text())["calls"]
 
 
 def latents_by(pipeline: EndoraPipeline, num_clips: int, num_inference_steps: int) -> tuple[torch.Tensor, int]:
@@ -209,6 +222,10 @@ def measure_fvd(pipeline: EndoraPipeline, args: argparse.Namespace, results: dic
     num_frames, own_scheduler = pipeline.transformer.config.num_frames, pipeline.scheduler
     # spread over all videos, which are sorted by class
     real = clips_at_fixed_offsets(open_videos(args.real), 2 * args.num_clips, num_frames, num_frames)
+    if len(real) < 2 * args.num_clips:
+        raise SystemExit(
+            f"--real {args.real}: has {len(real)} clips; expected {2 * args.num_clips}, twice --num_clips."
+        )
     of_real = hashlib.sha256("".join(clip.key for clip in real).encode()).hexdigest()
     if results["real"] not in (None, of_real):
         raise SystemExit(f"--output_dir {args.output_dir}: holds distances from other real clips.")
@@ -219,12 +236,20 @@ def measure_fvd(pipeline: EndoraPipeline, args: argparse.Namespace, results: dic
     results["floor"] = frechet_distance_of_features(flat_halves[0], flat_halves[1])
 
     features = {}
-    for finalist in (REFERENCE, *args.finalists):
+    finalists = [REFERENCE, *args.finalists]
+    if args.student is not None:
+        student, calls = load_student(args.model, args.student)
+        if args.backend == "openvino":
+            use_openvino(student, args.precision)
+        finalists.append(f"{STUDENT}:{calls}")
+    for finalist in finalists:
         name, _, steps = finalist.rpartition(":")
         folder = args.output_dir / "samples" / finalist.replace(" ", "_").replace(":", "_")
         sampled = pipeline
         if finalist == REFERENCE:
             sampled = official(pipeline)
+        elif name == STUDENT:
+            sampled = student
         else:
             set_sampler(pipeline, own_scheduler, name)
         sample_clips(sampled, folder, args.num_clips, 0, int(steps), None, num_frames, args.batch_size)
@@ -296,12 +321,18 @@ def main() -> None:
     parser.add_argument("--num_screened", type=int, default=4, help="of the noises, by all samplers")
     parser.add_argument("--real", help="held-out videos, for the FVD")
     parser.add_argument("--finalists", nargs="*", default=[], help="such as DPM-Solver++ 2M:10")
+    parser.add_argument("--student", type=Path, help="folder of a student of this model, for the FVD")
     parser.add_argument("--num_clips", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--backend", choices=["torch", "openvino"], default="torch")
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="of OpenVINO")
     args = parser.parse_args()
-    pipeline = EndoraPipeline.from_pretrained(args.model)
+    if args.real is None and (args.finalists or args.student is not None):
+        parser.error("--finalists and --student are for the FVD, which needs --real.")
+    try:
+        pipeline = EndoraPipeline.from_pretrained(args.model)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     known = samplers(pipeline.config.prediction_type == "flow_prediction")
     for finalist in args.finalists:
         name, _, steps = finalist.rpartition(":")

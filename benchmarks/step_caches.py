@@ -131,7 +131,10 @@ def main() -> None:
     parser.add_argument("--sampler", required=True, help="as sampling_quality.py names them")
     parser.add_argument("--num_noises", type=int, default=8)
     args = parser.parse_args()
-    pipeline = EndoraPipeline.from_pretrained(args.model)
+    try:
+        pipeline = EndoraPipeline.from_pretrained(args.model)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     known = set(samplers(pipeline.config.prediction_type == "flow_prediction"))
     known = {name for name in known if not any(part in name for part in (*STOCHASTIC, "Heun"))}
     if args.sampler not in known:
@@ -149,6 +152,8 @@ def main() -> None:
     def save() -> None:
         with written_atomically(path) as temporary:
             temporary.write_text(json.dumps(results, indent=1))
+
+    save()  # before the reference, so that it is known whose that is
 
     def draw(steps: int) -> torch.Tensor:
         return latents_by(pipeline, args.num_noises, steps)[0]

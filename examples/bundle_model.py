@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 
 from diffusers_endora import EndoraPipeline
 from diffusers_endora.files import replacing_entries
+from diffusers_endora.metrics.feature_extractors import hash_weights
 
 MOST_BYTES = 20_000_000
-SCHEDULERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler")
+SCHEDULERS = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
 ADAPTER = "pytorch_lora_weights.safetensors"
 
 
@@ -42,14 +43,15 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def add_student(student: Path, folder: Path) -> None:
-    """The adapter in half precision, its scheduler, and in `calls.json` for how many calls it is."""
+def add_student(student: Path, folder: Path, of_teacher: str) -> None:
+    """The adapter in half precision, its scheduler, and `calls.json`, which says for how many calls it is."""
+    if json.loads((student / "training.json").read_text())["arguments"]["teacher"] != of_teacher:
+        raise ValueError(f"--student {student}: is of another model than --model")
     shutil.copytree(student / "scheduler", folder / "scheduler")
+    shutil.copyfile(student / "calls.json", folder / "calls.json")
     with safe_open(student / ADAPTER, "pt") as file:
         half = {name: file.get_tensor(name).half() for name in file.keys()}  # noqa: SIM118
         save_file(half, folder / ADAPTER, file.metadata())
-    arguments = json.loads((student / "training.json").read_text())["arguments"]
-    (folder / "calls.json").write_text(json.dumps({"calls": arguments["num_steps"]}) + "\n")
 
 
 def main() -> None:
@@ -72,12 +74,13 @@ def main() -> None:
         )
         args.output_dir.mkdir(parents=True, exist_ok=True)
         with replacing_entries(args.output_dir) as folder:
+            of_teacher = hash_weights(bundle.transformer)
             bundle.vae.half()
             bundle.transformer.half()
             bundle.save_pretrained(folder)
             (folder / "pipeline.py").unlink()  # the package's own code, for those who have no package
             if args.student is not None:
-                add_student(args.student, folder / "student")
+                add_student(args.student, folder / "student", of_teacher)
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             if size > MOST_BYTES:
                 raise ValueError(f"{size / 1e6:.1f} MB: expected at most {MOST_BYTES / 1e6:.0f}")

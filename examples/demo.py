@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--walk_steps", type=int, default=24, help="clips on a closed walk through three noises")
     args = parser.parse_args()
+    if args.walk_steps < 1:
+        parser.error(f"--walk_steps {args.walk_steps}: expected a positive integer.")
     start = time.perf_counter()
     pipeline = EndoraPipeline.from_pretrained(bundled_model())
     pipeline.set_progress_bar_config(desc="clips")

@@ -18,6 +18,7 @@ goes on from them.
 
 import argparse
 import copy
+import importlib.util
 import json
 import re
 import sys
@@ -30,6 +31,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from diffusers_endora.files import replacing_entries
+from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.training.adapter import ATTENTION_PROJECTIONS, load_base, put_adapter_into, save_adapter
 from diffusers_endora.training.processes import on_cpu
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
@@ -69,6 +71,8 @@ def parse_args() -> argparse.Namespace:
         re.compile(args.lora_targets)
     except re.error as error:
         parser.error(f"--lora_targets {args.lora_targets}: is no regular expression ({error}).")
+    if importlib.util.find_spec("peft") is None:
+        parser.error('needs the package peft: pip install "diffusers-endora[lora]".')
     args.lora_alpha, args.lora_dropout = args.rank, 0.0
     return args
 
@@ -94,6 +98,7 @@ def main() -> None:
             args.flow_shift,
         )
         transformer = pipeline.transformer
+        of_teacher = hash_weights(transformer)
         put_adapter_into(transformer, args)
     except (ValueError, OSError) as error:
         sys.exit(f"distill_endora.py: error: {error}")
@@ -104,13 +109,15 @@ def main() -> None:
     # 2. The student
     trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=0)
+    rise = 0.05 if args.max_train_steps > 20 else 0.0  # OneCycleLR cannot rise within one step
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=args.learning_rate, total_steps=args.max_train_steps, pct_start=0.05, cycle_momentum=False
+        optimizer, max_lr=args.learning_rate, total_steps=args.max_train_steps, pct_start=rise, cycle_momentum=False
     )
     if accelerator.device.type == "cpu" and args.mixed_precision == "bf16":
         use_plain_attention(transformer)
     model, optimizer, schedule = accelerator.prepare(transformer, optimizer, schedule)
     arguments = {name: value for name, value in vars(args).items() if name != "output_dir"}
+    arguments["teacher"] = of_teacher
     try:
         done = resume(accelerator, args.output_dir, arguments)
     except ValueError as error:
@@ -146,6 +153,7 @@ def main() -> None:
     with replacing_entries(args.output_dir) as folder:
         save_adapter(folder, student, student.state_dict())
         scheduler.save_pretrained(folder / "scheduler")
+        (folder / "calls.json").write_text(json.dumps({"calls": args.num_steps}) + "\n")
         (folder / "training.json").write_text(json.dumps({"arguments": arguments}, indent=2))
     print(f"Adapter: {args.output_dir}")
 

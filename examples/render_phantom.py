@@ -4,11 +4,13 @@
 
 Seeds, classes and splits are those of `endora prepare phantom`: a seed is one colon, its remainder by three the class,
 its last digit the split. Videos that are there stay, so that a killed run goes on where it was and a larger
-`--num_videos` adds to a corpus.
+`--num_videos` adds to a corpus; `rendering.json` says of which split, length and size they are.
 """
 
 import argparse
 import itertools
+import json
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -18,6 +20,7 @@ from tqdm.auto import tqdm
 from diffusers_endora.data.corpora.phantom import split_of_seed
 from diffusers_endora.data.phantom import CLASSES, render_phantom_clip
 from diffusers_endora.data.video_io import write_video
+from diffusers_endora.files import written_atomically
 
 
 def seeds_of_split(split: str) -> Iterator[int]:
@@ -45,6 +48,19 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the square frames, in pixels")
     parser.add_argument("--num_processes", type=int, default=2)
     args = parser.parse_args()
+    for name in ("num_videos", "num_frames", "size", "num_processes"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
+    settings = {"split": args.split, "num_frames": args.num_frames, "size": args.size}
+    record = args.output_dir / "rendering.json"
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        if record.exists() and (of_others := json.loads(record.read_text())) != settings:
+            raise ValueError(f"{args.output_dir}: holds videos of {of_others}; choose another --output_dir.")
+        with written_atomically(record) as temporary:
+            temporary.write_text(json.dumps(settings))
+    except (ValueError, OSError) as error:
+        sys.exit(f"render_phantom.py: error: {error}")
     seeds = itertools.islice(seeds_of_split(args.split), args.num_videos)
     with ProcessPoolExecutor(args.num_processes) as pool:
         videos = [pool.submit(render, args.output_dir, seed, args.num_frames, args.size) for seed in seeds]

@@ -104,7 +104,7 @@ def main() -> None:
     try:
         frames, classes = load_frames(args.train_data_dir, args.resolution)
         held_out = load_frames(args.validation_data_dir, args.resolution) if args.validation_data_dir else None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"train_teacher.py: error: {error}")
     config = ViTConfig(
         hidden_size=args.width,
@@ -120,8 +120,9 @@ def main() -> None:
     model.teacher.eval()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=0.04)
+    rise = 0.1 if args.max_train_steps > 10 else 0.0  # OneCycleLR cannot rise within one step
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=args.learning_rate, total_steps=args.max_train_steps, pct_start=0.1, cycle_momentum=False
+        optimizer, max_lr=args.learning_rate, total_steps=args.max_train_steps, pct_start=rise, cycle_momentum=False
     )
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     arguments = {name: value for name, value in vars(args).items() if name != "output_dir"}

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from collections.abc import Callable
 from dataclasses import dataclass
-from diffusers import AutoencoderKL, AutoencoderTiny, DDPMParallelScheduler, DDPMScheduler, DiffusionPipeline, FasterCacheConfig, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler, LMSDiscreteScheduler, PNDMScheduler, PyramidAttentionBroadcastConfig, SASolverScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMParallelScheduler, DDPMScheduler, DiffusionPipeline, FasterCacheConfig, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler, LMSDiscreteScheduler, PNDMScheduler, PyramidAttentionBroadcastConfig
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks import FasterCacheConfig, PyramidAttentionBroadcastConfig
 from diffusers.loaders import CogVideoXLoraLoaderMixin, PeftAdapterMixin
@@ -856,6 +856,9 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
                     not isinstance(scheduler, FLOW_SCHEDULERS) and not settings.get("use_flow_sigmas")
                 ),
                 "invert_sigmas=True takes noise for clip": settings.get("invert_sigmas"),
+                "its last step leaves noise in the clip (it has no final_sigmas_type='zero')": (
+                    not isinstance(scheduler, FLOW_SCHEDULERS) and settings.get("final_sigmas_type") != "zero"
+                ),
                 "the transformer has variance channels, which flow does not": predicts_variance,
             }
         else:
@@ -1019,8 +1022,6 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         """Latents as the scheduler has them at a timestep of its schedule."""
         if hasattr(self.scheduler, "scale_noise"):
             return self.scheduler.scale_noise(latents, timestep.reshape(1), noise)
-        if isinstance(self.scheduler, SASolverScheduler) and self.scheduler.config.use_flow_sigmas:
-            raise ValueError("SASolverScheduler cannot add the noise of flow to given frames: take another scheduler.")
         return self.scheduler.add_noise(latents, noise, timestep.reshape(1))
 
     def predict(
@@ -1161,14 +1162,14 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
             decode_chunk_size: frames decoded at a time, 4 by default; changes memory, not results.
             attention_kwargs: `{"scale": s}` scales LoRA layers.
             image: the clip's first frame; `last_image`: its last. A PIL image, an array `(H, W, 3)` or a tensor
-                `(3, H, W)`, uint8 or in [0, 1], for all clips, or a list or a batch of them with one for each clip.
+                `(3, H, W)`, uint8 or in [0, 1], for all clips, or a list of PIL images or a batch, one for each clip.
                 All frames begin as this one, noised to `strength` of the way (between two images, as a mixture of
                 both), and at every step the latents of the given frames are replaced by their own with the noise of
                 that step (Song et al. 2021, https://arxiv.org/abs/2011.13456, appendix I.2). Needs no training.
             last_image: see `image`; both give what lies in between.
-            video: a clip to vary: PIL images, an array `(F, H, W, 3)` or a tensor `(F, 3, H, W)`, or a batch. It is
-                noised to `strength` of the way and denoised from there (SDEdit, Meng et al. 2022,
-                https://arxiv.org/abs/2108.01073). `num_frames` is its length.
+            video: a clip to vary: PIL images, an array `(F, H, W, 3)` or a tensor `(F, 3, H, W)`, or a batch of clips
+                as an array or a tensor. It is noised to `strength` of the way and denoised from there (SDEdit, Meng
+                et al. 2022, https://arxiv.org/abs/2108.01073). `num_frames` is its length.
             strength: of the noise on `video` or images, in (0, 1]; that part of the steps is made. 1 keeps nothing of
                 `video`, and leaves frames free that are not given: they then follow an image little.
             window_overlap: for clips longer than the transformer was trained at: it sees windows of that length, of

@@ -28,13 +28,15 @@ def use_openvino(
         num_threads: of OpenVINO; by default those of torch.
 
     Raises:
-        ValueError: OpenVINO is not installed, the pipeline is elsewhere or in another precision, or has a cache
-            enabled (which may be after this call).
+        ValueError: OpenVINO is not installed, there is no such precision, the pipeline is elsewhere or not in float32,
+            or has a cache enabled (which may be after this call).
     """
     try:
         import openvino
     except ModuleNotFoundError as error:
         raise ValueError('needs OpenVINO: pip install "openvino>=2026"') from error
+    if precision not in ("f32", "bf16"):
+        raise ValueError(f"{precision=}: expected f32 or bf16.")
     for name in ("transformer", "vae"):
         model = getattr(pipeline, name)
         if model.device.type != "cpu" or model.dtype != torch.float32:
@@ -50,15 +52,20 @@ def use_openvino(
 
     transformer: Any = pipeline.transformer
     decoder: Any = pipeline.vae.decoder
-    transformer.forward = _TransformerByGraph(transformer, compiled)
-    decoder.forward = _ByGraph(decoder, compiled)
+    transformer.forward = _TransformerByGraph(transformer, compiled, f"openvino {precision}")
+    decoder.forward = _ByGraph(decoder, compiled, f"openvino {precision}")
 
 
 class _ByGraph:
-    """A replacement for a module's `forward`: a graph for each shape of its inputs."""
+    """A replacement for a module's `forward`: a graph for each shape of its inputs.
 
-    def __init__(self, module: Any, compiled: Callable[..., Callable[..., torch.Tensor]], **options: Any) -> None:
-        self.module, self.compiled = module, compiled
+    `backend` is what computes them, for records.
+    """
+
+    def __init__(
+        self, module: Any, compiled: Callable[..., Callable[..., torch.Tensor]], backend: str, **options: Any
+    ) -> None:
+        self.module, self.compiled, self.backend = module, compiled, backend
         self.own = _OwnForward(module, **options)
         self.graphs: dict[tuple, Callable[..., torch.Tensor]] = {}
         self.weights = torch.empty(0)  # a sample of those that the graphs hold
@@ -81,20 +88,23 @@ class _ByGraph:
 
 
 class _TransformerByGraph(_ByGraph):
-    def __init__(self, module: Any, compiled: Callable[..., Callable[..., torch.Tensor]]) -> None:
-        super().__init__(module, compiled, return_dict=False)
+    def __init__(self, module: Any, compiled: Callable[..., Callable[..., torch.Tensor]], backend: str) -> None:
+        super().__init__(module, compiled, backend, return_dict=False)
 
     def __call__(  # type: ignore[override]
         self,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
         class_labels: torch.Tensor | None = None,
+        num_still_images: int = 0,
+        output_spatial_states: tuple[int, ...] = (),
+        attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
-        **others: Any,
     ) -> EndoraTransformer3DModelOutput | tuple:
-        if any(others.values()) or self.module.is_cache_enabled or self.runs_by_torch():
-            arguments = {"class_labels": class_labels, "return_dict": return_dict, **others}
-            return type(self.module).forward(self.module, hidden_states, timestep, **arguments)
+        others = (num_still_images, output_spatial_states, attention_kwargs)
+        if any(others) or self.module.is_cache_enabled or self.runs_by_torch():
+            forward = type(self.module).forward
+            return forward(self.module, hidden_states, timestep, class_labels, *others, return_dict)
         labels = () if class_labels is None else (class_labels,)
         sample = super().__call__(hidden_states, timestep, *labels)
         return EndoraTransformer3DModelOutput(sample=sample) if return_dict else (sample,)

@@ -46,6 +46,16 @@ def test_a_student_is_optional_but_none_is_left_of_another_model(parts, tmp_path
         bundle(tmp_path / "out", model=parts["model"])
 
 
+def test_a_student_of_another_model_is_refused(parts, tmp_path):
+    other = EndoraPipeline.from_pretrained(parts["model"])
+    with torch.no_grad():
+        other.transformer.proj_out.bias += 1
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit, match="is of another model than --model"):
+        bundle(tmp_path / "out", model=tmp_path / "other", student=parts["student"])
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_half_the_bytes_of_model_and_student(parts, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("a card")

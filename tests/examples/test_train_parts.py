@@ -216,3 +216,7 @@ def test_render_phantom_takes_the_seeds_of_a_split(tmp_path):
     assert (tmp_path / paths[0]).stat().st_mtime_ns == stamp  # it stays
     frames = render_phantom_clip(9, 2, 16, 16, polyp=False, instrument=False).frames
     assert abs(read_frames(tmp_path / paths[0], range(2)).astype(int) - frames).mean() < 10
+    others = subprocess.run([*command, "--split", "train"], capture_output=True, text=True, check=False)
+    assert others.returncode == 1
+    assert "holds videos of {'split': 'test', 'num_frames': 2, 'size': 16}" in others.stderr
+    assert others.stderr.count("\n") == 1

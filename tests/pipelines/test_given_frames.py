@@ -13,9 +13,7 @@ from diffusers import (
 )
 from test_pipeline_endora import FLOW_SERVED, SERVED, generate, official_scheduler, seeded, tiny_kl, tiny_pipeline
 
-CANNOT = [("SASolverScheduler", "flow")]  # its noise is that of betas
 SCHEDULERS = [(name, "noise") for name in sorted(SERVED)] + [(name, "flow") for name in sorted(FLOW_SERVED)]
-SCHEDULERS = [pair for pair in SCHEDULERS if pair not in CANNOT]
 NOT_HALFWAY = {"LMSDiscreteScheduler", "PNDMScheduler"}
 HALFWAY = [pair for pair in SCHEDULERS if pair[0] not in NOT_HALFWAY]
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -137,6 +135,7 @@ def test_a_perfect_denoiser_gives_the_clip_back(scheduler, objective):
     errors = [
         ((generate(pipe, strength=strength, **arguments) - code).std() / code.std()).item() for strength in (1.0, 0.5)
     ]
+    assert errors[0] < 0.1  # DEIS, SA and TCD leave 0.08: what noise there is at the last of 20 timesteps
     assert errors[1] < max(1.5 * errors[0], 0.02)
 
 
@@ -144,11 +143,6 @@ def test_a_perfect_denoiser_gives_the_clip_back(scheduler, objective):
 def test_schedulers_that_cannot_begin_halfway_are_refused(scheduler):
     with pytest.raises(ValueError, match=f"strength=0.5: {scheduler} cannot begin halfway"):
         generate(pipeline_with(scheduler), video=CLIP, strength=0.5, num_inference_steps=8)
-
-
-def test_noise_that_a_scheduler_adds_wrongly_is_refused():
-    with pytest.raises(ValueError, match="SASolverScheduler cannot add the noise of flow to given frames"):
-        generate(pipeline_with(*CANNOT[0]), image=IMAGE)
 
 
 def test_noise_is_right_where_timesteps_repeat():

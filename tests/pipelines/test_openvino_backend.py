@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import torch
@@ -6,6 +7,8 @@ from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, Un
 from peft import LoraConfig
 from test_pipeline_endora import seeded, tiny_kl, tiny_pipeline
 
+from diffusers_endora.metrics.evaluation import sampling_of
+from diffusers_endora.metrics.sampling import sample_clips
 from diffusers_endora.openvino_backend import use_openvino
 
 pytest.importorskip("openvino")
@@ -112,3 +115,26 @@ def test_bf16_is_near(pipes):
 def test_other_precisions_are_refused():
     with pytest.raises(ValueError, match=r"transformer is on cpu in torch.bfloat16: expected cpu and torch.float32"):
         use_openvino(tiny_pipeline().to(torch.bfloat16))
+    with pytest.raises(ValueError, match="precision='fp16': expected f32 or bf16"):
+        use_openvino(tiny_pipeline(), "fp16")
+
+
+def test_sampled_clips_say_what_computed_them(pipes, tmp_path):
+    pipe, other = (copy.deepcopy(one) for one in pipes)
+    settings = {"num_clips": 1, "seed": 0, "num_inference_steps": 2, "num_frames": 4}
+    sample_clips(other, tmp_path, **settings)
+    assert json.loads((tmp_path / "sampling.json").read_text())["backend"] == "openvino f32"
+    assert "torch.float32 by openvino f32" in sampling_of(tmp_path)
+    with pytest.raises(ValueError, match="holds clips of another model or other settings"):
+        sample_clips(pipe, tmp_path, **settings)
+    sample_clips(pipe, tmp_path / "torch", **settings)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.2))
+    with pytest.raises(ValueError, match="holds clips of another model or other settings"):
+        sample_clips(pipe, tmp_path / "torch", **settings)
+
+
+def test_still_images_run_by_torch_however_they_are_given(pipes):
+    pipe, other = pipes
+    inputs = torch.randn(1, 4, 6, 8, 8, generator=seeded()), torch.tensor([500]), torch.tensor([[1, 2, 0]])
+    with torch.no_grad():
+        assert torch.equal(other.transformer(*inputs, 2)[0], pipe.transformer(*inputs, 2)[0])

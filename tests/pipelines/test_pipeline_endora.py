@@ -16,6 +16,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMParallelScheduler,
     DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -452,14 +453,13 @@ def test_guidance_reaches_beyond_the_class_in_what_is_predicted(monkeypatch, obj
     assert latents.std().item() == pytest.approx(STD, abs=0.03)
 
 
+OF_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 FLOW_SERVED = {
-    "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
-    "SASolverScheduler",
     "UniPCMultistepScheduler",
 }
 ZERO_SNR_SERVED = {
@@ -500,6 +500,8 @@ def test_a_scheduler_made_from_the_pipelines_config_serves_its_objective_or_is_r
         ("flow", UniPCMultistepScheduler(), "it steps from prediction_type='epsilon'"),
         ("flow", UniPCMultistepScheduler(prediction_type="flow_prediction"), "use_flow_sigmas=False steps through"),
         ("flow", FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas=True takes noise for clip"),
+        ("flow", DEISMultistepScheduler(**OF_FLOW), "its last step leaves noise in the clip"),
+        ("flow", UniPCMultistepScheduler(**OF_FLOW, final_sigmas_type="sigma_min"), "its last step leaves noise"),
     ],
 )
 def test_a_scheduler_for_another_objective_is_refused_by_name(monkeypatch, objective, scheduler, message):

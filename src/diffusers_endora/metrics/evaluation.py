@@ -528,9 +528,11 @@ def sampling_of(source: Any) -> str | None:
     if not record.is_file():
         return None
     settings = json.loads(record.read_text(encoding="utf-8"))
+    backend = "" if settings["backend"] == "torch" else f" by {settings['backend']}"
+    cache = "" if settings["cache"] is None else f", {settings['cache']}"
     return (
-        f"{settings['scheduler']}, {settings['num_inference_steps']} network calls, {settings['dtype']}, transformer "
-        f"{settings['transformer'][:16]}, VAE {settings['vae'][:16]}"
+        f"{settings['scheduler']}, {settings['num_inference_steps']} network calls{cache}, "
+        f"{settings['dtype']}{backend}, transformer {settings['transformer'][:16]}, VAE {settings['vae'][:16]}"
     )
 
 

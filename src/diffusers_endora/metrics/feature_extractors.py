@@ -96,11 +96,17 @@ class FeatureExtractor(ABC):
 
 
 def hash_weights(network: nn.Module) -> str:
-    """SHA-256 over the names, shapes and values of all parameters and buffers; 64 hexadecimal digits."""
+    """SHA-256 over the names, shapes and values of all parameters and buffers; 64 hexadecimal digits.
+
+    Of quantised ones, which are subclasses of tensors, the values that they stand for, and the class.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else b"")
+        values = tensor.detach().cpu()
+        kind = "" if type(values) is torch.Tensor else f" {type(values).__name__}"
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}{kind}\n".encode())
+        values = values.dequantize() if kind else values
+        digest.update(values.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else b"")
     return digest.hexdigest()
 
 

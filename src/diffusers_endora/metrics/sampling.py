@@ -56,6 +56,8 @@ def sample_clips(
         "timesteps": timesteps,
         "num_frames": num_frames,
         "dtype": str(pipeline.transformer.dtype),
+        "backend": backend_of(pipeline.transformer),
+        "cache": described_cache(pipeline.transformer),
         "seed": seed,
     }
     record = folder / "sampling.json"
@@ -99,6 +101,20 @@ def sample_clips(
                 write_video(paths[i], clip, fps=8, codec="ffv1", metadata=metadata)
     state.wait_for_everyone()
     return folder
+
+
+def backend_of(transformer: torch.nn.Module) -> str:
+    """What computes it: "torch", or what took the place of a module's forward says."""
+    return next((part.forward.backend for part in transformer.modules() if hasattr(part.forward, "backend")), "torch")
+
+
+def described_cache(transformer: Any) -> str | None:
+    """The cache across steps that is enabled, with its settings."""
+    if not getattr(transformer, "is_cache_enabled", False):
+        return None
+    config = transformer._cache_config
+    settings = {name: value for name, value in vars(config).items() if not callable(value)}
+    return f"{type(config).__name__} {settings}"
 
 
 def clip_generator(seed: int, i: int) -> torch.Generator:
