@@ -4,7 +4,7 @@
 
 The official procedure is 250 calls of the same network in eager float32 by DDPM on the official timesteps (a model of
 rectified flow as one of noise, see `sampling_quality.py`). Against it, in the same process and in turns: the model's
-own preset, the preset by OpenVINO in float32 and bfloat16, and, where the model has a `student`, that. Seconds are of
+own preset, the preset by OpenVINO in float32 and bfloat16, and, where one is given, a student. Seconds are of
 whole calls of the pipeline, decoding included; a ratio is of one turn, and median, least and largest are printed.
 Operations are those of the transformer. Whether the clips are as good is the question of `sampling_quality.py`.
 """
@@ -31,7 +31,7 @@ def by_openvino(pipeline: EndoraPipeline, precision: Literal["f32", "bf16"]) -> 
     return pipeline
 
 
-def variants(model: str) -> dict[str, tuple[EndoraPipeline, int]]:
+def variants(model: str, student_folder: Path | None) -> dict[str, tuple[EndoraPipeline, int]]:
     """Pipeline and number of steps of each, the official procedure first."""
     pipeline = EndoraPipeline.from_pretrained(model)
     steps = pipeline.config.num_inference_steps
@@ -41,9 +41,9 @@ def variants(model: str) -> dict[str, tuple[EndoraPipeline, int]]:
         "preset, OpenVINO": (by_openvino(EndoraPipeline.from_pretrained(model), "f32"), steps),
         "preset, OpenVINO, bfloat16": (by_openvino(EndoraPipeline.from_pretrained(model), "bf16"), steps),
     }
-    if (Path(model) / "student").is_dir():
+    if student_folder is not None:
         for name in ("student", "student, OpenVINO, bfloat16"):
-            student, calls = load_student(model, Path(model) / "student")
+            student, calls = load_student(model, student_folder)
             found[name] = (by_openvino(student, "bf16") if "OpenVINO" in name else student, calls)
     return found
 
@@ -61,12 +61,13 @@ def flops_of_a_call(pipeline: EndoraPipeline) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", help="pipeline folder; default: the bundled model")
+    parser.add_argument("--student", type=Path, help="folder of a student of this model, by distill_endora.py")
     parser.add_argument("--num_turns", type=int, default=5)
     args = parser.parse_args()
     if args.num_turns < 1:
         parser.error(f"--num_turns {args.num_turns}: expected a positive integer.")
     try:
-        found = variants(args.model or bundled_model())
+        found = variants(args.model or bundled_model(), args.student)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     gflop = flops_of_a_call(found["preset"][0]) / 1e9

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The model that comes with the package, from nothing: corpus, a teacher for the prior, autoencoder, transformer, student,
+# The model that comes with the package, from nothing: corpus, a teacher for the prior, autoencoder, transformer,
 # evaluation. Most of a day on two CPU cores; a killed run goes on where it was.
 #
 #     examples/phantom_model.sh [WORK]
@@ -49,13 +49,9 @@ train_transformer --output_dir "$work/transformer" --max_train_steps 4000 --lear
     --pretrained_model "$work/transformer_first" --weaker_model "$work/transformer_first/checkpoint-2000" \
     --autoguidance_scale 2
 
-echo "== 6. the student"
-python "$examples/distill_endora.py" --pretrained_model "$work/transformer" --output_dir "$work/student" \
-    --num_steps 3 --mixed_precision bf16
+echo "== 6. into the package"
+python "$examples/bundle_model.py" --model "$work/transformer" --output_dir "$bundled"
 
-echo "== 7. into the package"
-python "$examples/bundle_model.py" --model "$work/transformer" --student "$work/student" --output_dir "$bundled"
-
-echo "== 8. evaluation on the test videos"
+echo "== 7. evaluation on the test videos"
 endora evaluate --real "$work/phantom/test" --train "$work/phantom/train" --fake "$bundled" --output "$work/report" \
     --frame_interval 1 --num_clips 512 --num_seeds 1 --ladder --metrics fvd

@@ -6,8 +6,8 @@ from pathlib import Path
 def bundled_model() -> str:
     """Folder of a small pipeline of rendered colons, 16 frames of 128x128: for offline use, demonstrations and tests.
 
-    Classes: 0 instrument, 1 bare lumen, 2 polyp. `README.md` in it is the model card: on what it was trained,
-    how, and how good it is; `student/` holds a LoRA adapter and a scheduler for fewer calls.
+    Classes: 0 instrument, 1 bare lumen, 2 polyp. `README.md` in it is the model card: on what it was trained, how, and
+    how good it is.
 
     Example:
         >>> pipe = EndoraPipeline.from_pretrained(bundled_model())
