@@ -113,6 +113,8 @@ def write_report(output_dir: Path, results: dict[str, Any]) -> None:
         costs_of, drifts_of = zip(*points, strict=True)
         axis.scatter(costs_of, drifts_of, s=14, label=name)
     axis.set(xscale="log", yscale="log", xlabel="cost in network calls", ylabel="drift of latents")
+    axis.set_xticks(BARE_STEPS, labels=map(str, BARE_STEPS))
+    axis.xaxis.minorticks_off()
     axis.legend()
     figure.savefig(output_dir / "step_caches.png", dpi=150)
     plt.close(figure)
