@@ -528,8 +528,8 @@ def sampling_of(source: Any) -> str | None:
     if not record.is_file():
         return None
     settings = json.loads(record.read_text(encoding="utf-8"))
-    backend = "" if settings["backend"] == "torch" else f" by {settings['backend']}"
-    cache = "" if settings["cache"] is None else f", {settings['cache']}"
+    backend = f" by {settings['backend']}" if settings.get("backend", "torch") != "torch" else ""
+    cache = f", {settings['cache']}" if settings.get("cache") else ""  # earlier records have neither
     return (
         f"{settings['scheduler']}, {settings['num_inference_steps']} network calls{cache}, "
         f"{settings['dtype']}{backend}, transformer {settings['transformer'][:16]}, VAE {settings['vae'][:16]}"
