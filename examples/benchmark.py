@@ -17,19 +17,38 @@ The file names corpora, models and, where one table of all is not enough, tables
       Table 3: [Endora without prior, Endora]
     options: {protocol: endora-strict, metrics: [fvd, kvd, prdc], num_clips: 2048}
 
-`options` are those of `endora evaluate`. Each pair of model and corpus gets its full report in `output`; a pair that
-fails says why in its row, and the others go on. What is sampled or computed is kept: a second run repeats nothing.
-Several processes share the work: `torchrun --nproc_per_node 2 examples/benchmark.py benchmark.yaml`.
+A model can also be trained here, on every corpus, by the stages of its training, command lines of example scripts:
+
+      Endora:
+        training:
+          - train_autoencoder.py --train_data_dir {train} --output_dir {output} --max_train_steps 2000
+          - >-
+            train_endora.py --train_data_dir {train} --pretrained_vae {stage_1} --output_dir {output}
+            --max_train_steps 9000
+
+`{train}` is the corpus' training folder, `{output}` the folder of the stage, `{stage_1}` that of an earlier one; the
+last is evaluated. The seconds that each took and its floating-point operations, counted by a run of its first steps,
+are the table `training.md`. A stage that was killed goes on if its command says `--resume_from_checkpoint latest`; its
+seconds are those of all its runs.
+
+`options` are those of `endora evaluate`; a list as `protocol` makes each table for each of them. Each pair of model and
+corpus gets its full report in `output`; a pair that fails says why in its row, and the others go on. What is sampled or
+computed is kept: a second run repeats nothing. Several processes share the work:
+`torchrun --nproc_per_node 2 examples/benchmark.py benchmark.yaml`.
 """
 
 import argparse
+import contextlib
 import csv
 import inspect
 import json
 import logging
 import re
+import shlex
+import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +57,14 @@ import yaml
 from diffusers_endora import cli
 from diffusers_endora.files import written_atomically
 from diffusers_endora.metrics.distributed import shared_state
+from diffusers_endora.metrics.protocols import PROTOCOLS
 from diffusers_endora.metrics.report import new_figure, save_figure, with_spread
+from diffusers_endora.training.compute import count_training, steps_of
 
 logger = logging.getLogger("benchmark")
 
 PATHS = {"cache_dir", "dino_model", "i3d_weights", "inception_weights", "other_corpus", "videomae_model"}
+TRAINING = "training"  # in a model's entry, in place of its folders
 OPTIONS = set(inspect.signature(cli.evaluate).parameters) - {"real", "fake", "train", "output", "more_metrics"}
 
 
@@ -53,7 +75,9 @@ class Benchmark:
     output: Path
     corpora: dict[str, dict[str, str]]
     models: dict[str, dict[str, str]]
+    trainings: dict[str, list[str]]  # stages of the models that are trained here
     tables: dict[str, list[str]]
+    protocols: list[str]
     options: dict[str, Any]
 
 
@@ -63,6 +87,7 @@ class Outcome:
 
     rows: dict[str, dict[str, Any]]
     error: str | None = None
+    stages: list[dict[str, Any]] = field(default_factory=list)  # of its training: command, seconds, operations
 
 
 def read_benchmark(path: Path) -> Benchmark:
@@ -85,17 +110,45 @@ def read_benchmark(path: Path) -> Benchmark:
     for name, corpus in corpora.items():
         if "real" not in corpus or not set(corpus) <= {"real", "train"}:
             raise ValueError(f"{path}: corpus {name}: expected real and perhaps train, got {', '.join(corpus)}")
-    for name, sources in models.items():
+    trainings = {name: of[TRAINING] for name, of in models.items() if TRAINING in of}
+    for name, stages in trainings.items():
+        if set(models[name]) != {TRAINING} or not isinstance(stages, list) or not all(map(is_stage, stages)):
+            raise ValueError(
+                f"{path}: model {name}: expected training to be its command lines, and no folders beside it"
+            )
+        if without := [corpus for corpus, paths in corpora.items() if "train" not in paths]:
+            raise ValueError(f"{path}: model {name}: corpus {without[0]} has no train, which training needs")
+        for stage in stages:
+            try:
+                steps_of(shlex.split(stage))
+            except ValueError as error:
+                raise ValueError(f"{path}: model {name}: {error}") from error
+    folders = {name: sources for name, sources in models.items() if name not in trainings}
+    for name, sources in folders.items():
         if other := sorted(set(sources) - set(corpora)):
             raise ValueError(f"{path}: model {name}: {other[0]} is none of the corpora ({', '.join(corpora)})")
     tables = content.get("tables") or {"Benchmark": list(models)}
     for name, rows in tables.items():
         if other := [row for row in rows if row not in models]:
             raise ValueError(f"{path}: table {name}: {other[0]} is none of the models ({', '.join(models)})")
-    options = content.get("options") or {}
+    options = dict(content.get("options") or {})
     if other := sorted(set(options) - OPTIONS):
         raise ValueError(f"{path}: option {other[0]}: expected one of {', '.join(sorted(OPTIONS))}")
-    return Benchmark(path.parent / content.get("output", "benchmark"), corpora, models, tables, options)
+    protocols = options.pop("protocol", "endora-strict")
+    protocols = protocols if isinstance(protocols, list) else [protocols]
+    if other := [name for name in protocols if name not in PROTOCOLS] or ([] if protocols else ["none"]):
+        raise ValueError(f"{path}: protocol {other[0]}: expected one of {', '.join(PROTOCOLS)}, or a list of them")
+    output = path.parent / content.get("output", "benchmark")
+    sources = {name: folders.get(name, dict.fromkeys(corpora, "")) for name in models}
+    return Benchmark(output, corpora, sources, trainings, tables, protocols, options)
+
+
+def is_stage(stage: Any) -> bool:
+    """Whether it is a command line that can be split."""
+    try:
+        return bool(isinstance(stage, str) and shlex.split(stage))
+    except ValueError:  # an open quotation mark
+        return False
 
 
 def locate(source: str, folder: Path) -> str:
@@ -103,27 +156,124 @@ def locate(source: str, folder: Path) -> str:
     return str(folder / source) if (folder / source).exists() else source
 
 
-def run(benchmark: Benchmark, folder: Path) -> dict[tuple[str, str], Outcome]:
+def run(benchmark: Benchmark, folder: Path, protocol: str) -> dict[tuple[str, str], Outcome]:
     """Evaluates every model on every corpus that it has clips of."""
     outcomes = {}
     needed = {model for rows in benchmark.tables.values() for model in rows}
     for model in (name for name in benchmark.models if name in needed):
         for corpus, source in benchmark.models[model].items():
-            options: dict[str, Any] = dict(benchmark.options)
+            options: dict[str, Any] = {**benchmark.options, "protocol": protocol}
             options |= {name: locate(options[name], folder) for name in PATHS & options.keys()}
             options |= {name: locate(path, folder) for name, path in benchmark.corpora[corpus].items()}
-            output = benchmark.output / "reports" / slug(model) / slug(corpus)
+            several = [protocol] if len(benchmark.protocols) > 1 else []
+            output = benchmark.output.joinpath("reports", *several, slug(model), slug(corpus))
+            stages: list[dict[str, Any]] = []
             try:
-                cli.evaluate(fake=locate(source, folder), output=output, **options)
+                fake = locate(source, folder)
+                if model in benchmark.trainings:
+                    stages = train(benchmark, folder, model, corpus)
+                    fake = stages[-1]["output"]
+                cli.evaluate(fake=fake, output=output, **options)
             except Exception as error:  # whatever it is, the other models go on
                 is_told = isinstance(error, ValueError | OSError)  # in its sentence
                 logger.error("%s on %s failed: %s", model, corpus, error, exc_info=not is_told)
-                outcomes[model, corpus] = Outcome({}, " ".join(f"{error}".split()) or type(error).__name__)
+                outcomes[model, corpus] = Outcome({}, " ".join(f"{error}".split()) or type(error).__name__, stages)
                 continue
             if shared_state().is_main_process:
                 report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-                outcomes[model, corpus] = Outcome({row["metric"]: row for row in report["results"]})
+                outcomes[model, corpus] = Outcome({row["metric"]: row for row in report["results"]}, stages=stages)
     return outcomes
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def train(benchmark: Benchmark, folder: Path, model: str, corpus: str) -> list[dict[str, Any]]:
+    """Trains a model on a corpus, stage by stage; a stage that is there is not trained again.
+
+    Returns:
+        For each stage its `command`, `output`, `steps`, `seconds` and `operations`, which it has in a file of its own.
+
+    Raises:
+        ValueError: a stage fails, or its folder was trained by another command.
+    """
+    if shared_state().num_processes > 1:
+        raise ValueError("training is made for one process; evaluate in several once the models are there")
+    home = benchmark.output / "models" / slug(model) / slug(corpus)
+    places = {"{train}": locate(benchmark.corpora[corpus]["train"], folder)}
+    stages: list[dict[str, Any]] = []
+    for number, line in enumerate(benchmark.trainings[model], start=1):
+        output, record = home / f"stage_{number}", home / f"stage_{number}.json"
+        command = shlex.split(line)
+        for name, place in places.items():
+            command = [part.replace(name, place) for part in command]
+        command[0] = locate(command[0], folder)
+        stage = {"command": command, "output": str(output), "steps": steps_of(command), "seconds": 0.0}
+        known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else stage
+        if known["command"] != command:
+            raise ValueError(f"{output}: was trained by another command; choose another output folder")
+        if "operations" not in known:
+            home.mkdir(parents=True, exist_ok=True)
+            known = {**known, **run_stage(command, output, known, record)}
+        places[f"{{stage_{number}}}"] = str(output)
+        stages.append(known)
+    return stages
+
+
+def run_stage(command: list[str], output: Path, stage: dict[str, Any], record: Path) -> dict[str, Any]:
+    """Runs a stage to its end, keeping its record; then counts its operations.
+
+    The record is written while it runs, so that the seconds of a run that was killed are not lost.
+    """
+    logger.warning("%s", " ".join(command).replace("{output}", str(output)))
+    with record.with_suffix(".log").open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            [sys.executable, *(part.replace("{output}", str(output)) for part in command)], stdout=log, stderr=log
+        )
+        before, start = stage["seconds"], time.monotonic()
+        code = None
+        try:
+            while code is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(timeout=10)
+                stage = {**stage, "seconds": round(before + time.monotonic() - start, 1)}
+                write_json(record, stage)
+        finally:
+            process.kill()
+    if code:
+        said = record.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise ValueError(f"{Path(command[0]).name} failed: {said[-1] if said else f'exit code {code}'}")
+    stage = {**stage, "operations": count_training(command)}
+    write_json(record, stage)
+    return stage
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file whole."""
+    with written_atomically(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_training_table(benchmark: Benchmark, outcomes: dict[tuple[str, str], Outcome]) -> None:
+    """Writes what the trainings took, `training.md`."""
+    lines = ["| model | corpus | steps | seconds | 10^15 operations |", "|---" * 5 + "|"]
+    for (model, corpus), outcome in outcomes.items():
+        if outcome.stages:
+            steps, seconds, operations = (
+                " + ".join(text.format(stage[name] / unit) for stage in outcome.stages)
+                for name, text, unit in (
+                    ("steps", "{:.0f}", 1),
+                    ("seconds", "{:.0f}", 1),
+                    ("operations", "{:.3g}", 1e15),
+                )
+            )
+            total = sum(stage["operations"] for stage in outcome.stages) / 1e15
+            whole = sum(stage["seconds"] for stage in outcome.stages)
+            if len(outcome.stages) > 1:
+                seconds, operations = f"{seconds} = {whole:.0f}", f"{operations} = {total:.3g}"
+            lines.append(f"| {model} | {corpus} | {steps} | {seconds} | {operations} |")
+    with written_atomically(benchmark.output / "training.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def slug(name: str) -> str:
@@ -290,12 +440,20 @@ def main() -> int:
         print(f"benchmark: error: {error}", file=sys.stderr)
         return 1
     benchmark.output.mkdir(parents=True, exist_ok=True)
-    outcomes = run(benchmark, arguments.benchmark.parent)
-    if shared_state().is_main_process:
-        for name, rows in benchmark.tables.items():
-            write_table(name, rows, benchmark, outcomes)
-            print((benchmark.output / f"{slug(name)}.md").read_text(encoding="utf-8"))
-    return 0 if any(outcome.rows for outcome in outcomes.values()) or not shared_state().is_main_process else 1
+    succeeded = False
+    for protocol in benchmark.protocols:
+        outcomes = run(benchmark, arguments.benchmark.parent, protocol)
+        succeeded = succeeded or any(outcome.rows for outcome in outcomes.values())
+        if shared_state().is_main_process:
+            for name, rows in benchmark.tables.items():
+                title = f"{name}, {protocol}" if len(benchmark.protocols) > 1 else name
+                write_table(title, rows, benchmark, outcomes)
+                print((benchmark.output / f"{slug(title)}.md").read_text(encoding="utf-8"))
+            if any(outcome.stages for outcome in outcomes.values()):
+                write_training_table(benchmark, outcomes)
+    if shared_state().is_main_process and (benchmark.output / "training.md").is_file():
+        print((benchmark.output / "training.md").read_text(encoding="utf-8"))
+    return 0 if succeeded or not shared_state().is_main_process else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,7 @@ def test_tables(benchmark, folder, monkeypatch, caplog):
         ("[Good model]", "[Best model]", "Best model is none of the models"),
         ("num_clips", "num_clip", "option num_clip: expected one of"),
         ("corpora:", "corpora: [", "cannot be read as yaml"),
+        ("{metrics", "{protocol: [endora-strict, strict], metrics", "protocol strict: expected one of endora-strict"),
     ],
 )
 def test_mistakes_in_the_file_get_one_sentence(benchmark, folder, monkeypatch, capsys, old, new, message):
@@ -126,3 +128,98 @@ def test_mistakes_in_the_file_get_one_sentence(benchmark, folder, monkeypatch, c
     assert message in error
     assert error.count("\n") == 1
     assert not (folder / "out").exists()
+
+
+def test_a_table_for_each_protocol(benchmark, folder, monkeypatch):
+    path = folder / "benchmark.yaml"
+    changed = path.read_text().replace("{metrics", "{protocol: [endora-strict, endora-legacy], metrics")
+    path.write_text(changed.replace("  Table 1: [Broken, Bad model, Good model]\n", ""))
+    assert run(benchmark, monkeypatch, path) == 0
+    tables = [(folder / "out" / f"Table_3_endora-{name}.md").read_text() for name in ("strict", "legacy")]
+    assert "Good model" in tables[0]
+    assert tables[0].replace("strict", "legacy") != tables[1]  # JPEG and mp4 of the official evaluation
+    reports = folder / "out" / "reports"
+    for name in ("endora-strict", "endora-legacy"):
+        report = json.loads((reports / name / "Good_model" / "Blue" / "report.json").read_text())
+        assert name in json.dumps(report["protocol"])
+
+
+TRAINED = """
+output: out
+corpora:
+  Red: {real: red, train: red}
+  Blue: {real: blue, train: blue}
+models:
+  Copier:
+    training:
+      - duplicate.py --max_train_steps 1 --output_dir {output} {train}
+      - duplicate.py --max_train_steps 2 --output_dir {output} "{stage_1}"
+options: {metrics: [fvd], num_clips: 12, num_frames: 4, num_resamples: 5, cache_dir: CACHE}
+"""
+
+# What it makes are the clips that it was given, but for those of a corpus called blue
+COPY = """
+import shutil, sys
+from pathlib import Path
+_, _, steps, _, output, source = sys.argv
+if "blue" in source:
+    sys.exit("duplicate.py: error: not blue.")
+Path(output).parent.mkdir(parents=True, exist_ok=True)
+shutil.copytree(source, output)
+"""
+
+
+@pytest.fixture
+def trained(folder, benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, "count_training", lambda command: 2e15 * benchmark.steps_of(command))
+    (folder / "duplicate.py").write_text(COPY)
+    (folder / "benchmark.yaml").write_text(TRAINED.replace("CACHE", str(folder / "cache")))
+    return folder
+
+
+def test_models_are_trained_once_and_what_it_took_is_told(benchmark, trained, monkeypatch, caplog):
+    assert run(benchmark, monkeypatch, trained / "benchmark.yaml") == 0
+    home = trained / "out" / "models" / "Copier" / "Red"
+    assert (home / "stage_2" / "clips.npy").read_bytes() == (trained / "red" / "clips.npy").read_bytes()
+    rows = list(csv.DictReader((trained / "out" / "Benchmark.csv").open()))
+    assert {row["corpus"]: row["error"] for row in rows} == {
+        "Red": "",
+        "Blue": "duplicate.py failed: duplicate.py: error: not blue.",
+    }
+    assert "Copier on Blue failed" in caplog.text
+    records = [json.loads((home / f"stage_{number}.json").read_text()) for number in (1, 2)]
+    assert [record["steps"] for record in records] == [1, 2]
+    assert [record["operations"] for record in records] == [2e15, 4e15]
+    assert all(record["seconds"] > 0 for record in records)
+    (line,) = [line for line in (trained / "out" / "training.md").read_text().splitlines() if "Copier" in line]
+    assert line.startswith("| Copier | Red | 1 + 2 | ")
+    assert line.endswith(" | 2 + 4 = 6 |")
+
+    before = [(home / f"stage_{number}.json").stat().st_mtime_ns for number in (1, 2)]
+    assert run(benchmark, monkeypatch, trained / "benchmark.yaml") == 0
+    assert [(home / f"stage_{number}.json").stat().st_mtime_ns for number in (1, 2)] == before
+
+
+def test_a_model_of_another_training_is_not_taken(benchmark, trained, monkeypatch):
+    run(benchmark, monkeypatch, trained / "benchmark.yaml")
+    path = trained / "benchmark.yaml"
+    path.write_text(path.read_text().replace("max_train_steps 2", "max_train_steps 3"))
+    assert run(benchmark, monkeypatch, path) == 1
+    rows = list(csv.DictReader((trained / "out" / "Benchmark.csv").open()))
+    assert "was trained by another command" in next(row["error"] for row in rows if row["corpus"] == "Red")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (", train: blue", "", "corpus Blue has no train"),
+        ("--max_train_steps 2 ", "", "expected --max_train_steps with a number"),
+        ("    training:", "    Red: red\n    training:", "and no folders beside it"),
+        ('"{stage_1}"', '"{stage_1}', "expected training to be its command lines"),
+    ],
+)
+def test_trainings_that_do_not_fit_are_refused(benchmark, trained, monkeypatch, capsys, old, new, message):
+    path = trained / "benchmark.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    assert run(benchmark, monkeypatch, path) == 1
+    assert message in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""How many floating-point operations a training takes, counted by running its first steps.
+
+The file is also the program that runs a script with every operation counted: it imports nothing of the package.
+"""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+STEPS_FLAG = "--max_train_steps"
+OUTPUT = "{output}"  # stands in a command for the folder that a training writes
+PERIOD = 16  # steps; lazy regularisation of GANs comes every so many
+
+
+def steps_of(command: list[str]) -> int:
+    """The number of steps that a training's command line asks for.
+
+    Raises:
+        ValueError: it says no number of steps, or no `{output}` for its folder.
+    """
+    line = " ".join(command)
+    if STEPS_FLAG not in command[:-1] or not command[command.index(STEPS_FLAG) + 1].isdigit():
+        raise ValueError(f"training {line}: expected {STEPS_FLAG} with a number")
+    if not any(OUTPUT in part for part in command):
+        raise ValueError(f"training {line}: expected {OUTPUT} where the folder goes that it writes")
+    return int(command[command.index(STEPS_FLAG) + 1])
+
+
+def count_training(command: list[str]) -> int:
+    """Floating-point operations of a training: matrix products, convolutions and attention, forwards and backwards.
+
+    The script runs for 1 step and for 17, into folders that are removed; the difference is that of 16 steps, and what
+    the first run has besides its step (caches, validation at the end) is counted once. A training whose length is at
+    most 17 steps is counted whole. One multiplication with its addition are 2 operations, as in
+    `torch.utils.flop_counter`.
+
+    Args:
+        command: script and arguments, with `{output}` for the folder that it writes and `--max_train_steps N`.
+
+    Raises:
+        ValueError: see `steps_of`, or the script fails.
+    """
+    steps = steps_of(command)
+    if steps <= PERIOD + 1:
+        return _count(command, steps)
+    first = _count(command, 1)
+    return first + (_count(command, 1 + PERIOD) - first) * (steps - 1) // PERIOD
+
+
+def _count(command: list[str], steps: int) -> int:
+    place = command.index(STEPS_FLAG) + 1
+    with TemporaryDirectory() as folder:
+        line = [
+            part.replace(OUTPUT, f"{folder}/model") for part in [*command[:place], str(steps), *command[place + 1 :]]
+        ]
+        done = subprocess.run([sys.executable, "-P", __file__, *line], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise ValueError(f"training {' '.join(command)}: does not run for {steps} steps: {reason}")
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Runs the script of the command line, with its arguments, and prints the count as its last line."""
+    script, *sys.argv[1:] = sys.argv[1:]
+    sys.argv[0] = script
+    sys.path.insert(0, str(Path(script).parent))  # as if it were run by its name
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused attention is not counted
+        runpy.run_path(script, run_name="__main__")
+    print(counter.get_total_flops())
+
+
+if __name__ == "__main__":
+    main()
