@@ -31,9 +31,9 @@ last is evaluated. The seconds that each took and its floating-point operations,
 are the table `training.md`. A stage that was killed goes on if its command says `--resume_from_checkpoint latest`; its
 seconds are those of all its runs.
 
-`options` are those of `endora evaluate`; a list as `protocol` makes each table for each of them. Each pair of model and
-corpus gets its full report in `output`; a pair that fails says why in its row, and the others go on. What is sampled or
-computed is kept: a second run repeats nothing. Several processes share the work:
+`options` are those of `endora evaluate`; a list as `protocol` makes each table for each of them. Each pair of model
+and corpus gets its full report in `output`; a pair that fails says why in its row, and the others go on. What is
+sampled or computed is kept: a second run repeats nothing. Several processes share the work:
 `torchrun --nproc_per_node 2 examples/benchmark.py benchmark.yaml`.
 """
 
