@@ -2,9 +2,9 @@
 
     python examples/split_video.py VIDEO.mp4 --output_dir corpus --num_test_frames 100
 
-writes `corpus/train/VIDEO.mp4` and `corpus/test/VIDEO.mp4` (H.264, every frame a key frame, see `transcode_video`). The
-two show the same scene moments apart, so that a model is tested on what it has nearly seen: enough to try things out,
-and nothing to report as held out.
+writes `corpus/train/VIDEO.mp4` and `corpus/test/VIDEO.mp4` (H.264, every frame a key frame, see `transcode_video`).
+The two show the same scene moments apart, so that a model is tested on what it has nearly seen: enough to try things
+out, and nothing to report as held out.
 """
 
 import argparse

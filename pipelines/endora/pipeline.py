@@ -618,6 +618,9 @@ CACHES_WITHOUT_CONTEXT = (FasterCacheConfig, PyramidAttentionBroadcastConfig)
 # The settings of a scheduler that say how much noise a timestep stands for.
 NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "shift")
 
+# The package's other pipelines, whose folders have the same form.
+BASELINE_PIPELINES = ("LVDMPipeline", "MoStGANVPipeline", "StyleGANVPipeline")
+
 # What a denoiser may have been trained to predict.
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "flow_prediction": "the velocity of rectified flow"}
 
@@ -674,6 +677,22 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         unset = [name for name in unset if name not in NOISE_SCHEDULE]
         # With the class's name, as in a loaded config, diffusers does not warn of what another class has no use for.
         scheduler.register_to_config(_use_default_values=unset, _class_name=type(scheduler).__name__)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """As of every diffusers pipeline.
+
+        Raises:
+            ValueError: for the folder of one of the package's other pipelines.
+        """
+        loaded = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        name = (loaded[0] if isinstance(loaded, tuple) else loaded).get("_class_name")
+        if name in BASELINE_PIPELINES:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: is a {name}, not an EndoraPipeline; load it by "
+                f"diffusers_endora.{name}.from_pretrained."
+            )
+        return loaded
 
     @property
     def guidance_scale(self) -> float:

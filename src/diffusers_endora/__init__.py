@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 import diffusers
-from diffusers import ModelMixin
+from diffusers import ModelMixin  # noqa: F401 - for the loader of diffusers, see register_with_diffusers
 from diffusers.pipelines import pipeline_loading_utils
 
 from .models.transformer_endora import EndoraTransformer3DModel, EndoraTransformer3DModelOutput

@@ -1,6 +1,7 @@
 """The `endora` command. What a subcommand needs is imported inside it, so that `--help` does not wait for it."""
 
 import importlib.metadata
+import inspect
 import json
 import math
 import shutil
@@ -13,13 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .baselines.registry import ENDORA, LVDM, PipelineKind, kind_of, kind_of_pipeline, pipeline_class
 from .data.corpora import commands
 
 if TYPE_CHECKING:
     import numpy as np
     from diffusers.schedulers import KarrasDiffusionSchedulers
-
-    from .pipelines.pipeline_endora import EndoraPipeline
 
 # Options are spelled with underscores, as in diffusers' examples; dashes are taken too.
 SETTINGS: dict[str, Any] = {
@@ -34,8 +34,8 @@ SETTINGS: dict[str, Any] = {
 }
 app = typer.Typer(
     name="endora",
-    help="Endora, the endoscopy video generation model: generate clips, evaluate them, prepare corpora, convert "
-    "official checkpoints, publish models.",
+    help="Endora, the endoscopy video generation model, and the baselines StyleGAN-V, MoStGAN-V and LVDM: generate "
+    "clips, evaluate them, prepare corpora, convert official checkpoints, publish models.",
     **SETTINGS,
 )
 
@@ -43,6 +43,10 @@ app = typer.Typer(
 FORMATS = {"mp4": ("h264", ".mp4"), "ffv1": ("ffv1", ".mkv"), "png": ("png", "")}
 
 CLIPS_ON_CONTACT_SHEET = 16
+
+# Flags that some pipelines take, by the argument of the call that they are
+SAMPLING_FLAGS = ("num_inference_steps", "guidance_scale", "truncation_psi")
+SAMPLING_FLAGS += ("image", "last_image", "video", "strength", "window_overlap")
 
 BUNDLED = "the model bundled with diffusers-endora"  # its name in records
 
@@ -65,12 +69,13 @@ def run_prepare_script(corpus: str) -> None:
 
 @app.command()
 def generate(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("--output", help="Folder for the clips; made where it is not there.")],
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A pipeline folder or the id of one on the Hugging Face Hub. Without it, the small model of rendered "
-            "colons that comes with the package."
+            help="A pipeline folder or the id of one on the Hugging Face Hub, of Endora, StyleGAN-V, MoStGAN-V or "
+            "LVDM. Without it, the small Endora of rendered colons that comes with the package."
         ),
     ] = None,
     num_clips: Annotated[int, typer.Option("--num_clips", min=1, help="How many clips to generate.")] = 1,
@@ -84,8 +89,9 @@ def generate(
         typer.Option(
             "--scheduler",
             help="ddpm: the paper's sampler. ddim: the official code's DDIM, computed as first-order DPM-Solver++ on "
-            "the official timesteps (diffusers' DDIMScheduler takes other steps). dpmsolver++, unipc, euler: those of "
-            "diffusers. Without it, the scheduler in the model's folder.",
+            "the official timesteps (diffusers' DDIMScheduler takes other steps); for LVDM, diffusers' DDIMScheduler "
+            "at its official timesteps. dpmsolver++, unipc, euler: those of diffusers. Without it, the scheduler in "
+            "the model's folder.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**53, help="Clip i is drawn from seed + i.")] = 0,
@@ -94,6 +100,13 @@ def generate(
     ] = None,
     guidance_scale: Annotated[
         float, typer.Option("--guidance_scale", help="Classifier-free guidance with --class_label; 1 is off.")
+    ] = 1.0,
+    truncation_psi: Annotated[
+        float,
+        typer.Option(
+            "--truncation_psi",
+            help="Of StyleGAN-V and MoStGAN-V: draws clips towards the mean one, 1 not at all, 0 wholly.",
+        ),
     ] = 1.0,
     num_frames: Annotated[
         int | None, typer.Option("--num_frames", min=1, help="Frames of a clip. Without it, as trained.")
@@ -135,7 +148,8 @@ def generate(
 
     Writes clip_0000.mp4, clip_0001.mp4, ..., contact_sheet.png (a row per clip, the first 16) and generation.json
     (arguments, versions, seeds). A clip depends on its seed alone, not on --num_clips or --batch_size. The metadata of
-    each (title, comment) say that it is synthetic, with the model, the hash of its weights and the seed.
+    each (title, comment) say that it is synthetic, with the model, the hash of its weights and the seed. A setting
+    that the model's method does not have, such as --scheduler of a GAN, is refused.
 
     \b
     Example:
@@ -143,8 +157,10 @@ def generate(
         endora generate my-endora --output clips --num_clips 8 --batch_size 4 --seed 0
         endora generate my-endora --output clips --scheduler dpmsolver++ --num_inference_steps 25
         endora generate my-endora --output clips --image first.png --num_frames 64 --window_overlap 8
+        endora generate my-stylegan-v --output clips --truncation_psi 0.9
     """
     arguments = dict(locals())  # before anything else becomes local
+    del arguments["context"]
     if not (math.isfinite(fps) and fps > 0):
         raise ValueError(f"--fps {fps}: expected a positive number.")
     if output.exists() and not output.is_dir():
@@ -157,7 +173,7 @@ def generate(
     import numpy as np
     import torch
 
-    from . import EndoraPipeline, __version__, bundled_model
+    from . import __version__, bundled_model
     from .data.contact_sheet import save_contact_sheet
     from .data.provenance import hash_of_weights, mark_as_synthetic, synthetic_metadata
     from .data.video_io import write_video
@@ -181,23 +197,39 @@ def generate(
         folder, model = bundled_model(), BUNDLED
         arguments["model"] = model
     else:
-        folder = model if Path(model).is_dir() else EndoraPipeline.download(model)
+        folder = model if Path(model).is_dir() else diffusers.DiffusionPipeline.download(model)
+    kind = kind_of(folder)
+    taken = refuse_what_it_does_not_take(kind, given_flags(context), backend)
     is_openvino = backend == "openvino"
     loaded_dtype = torch.float32 if is_openvino and dtype == "bfloat16" else getattr(torch, dtype)
-    pipeline = EndoraPipeline.from_pretrained(folder, dtype=loaded_dtype).to(target)
+    pipeline: Any = pipeline_class(kind).from_pretrained(folder, dtype=loaded_dtype).to(target)
     if is_openvino:
         from .openvino_backend import use_openvino
 
         use_openvino(pipeline, "bf16" if dtype == "bfloat16" else "f32")
-    num_inference_steps = num_inference_steps or default_num_inference_steps(pipeline, scheduler)
-    arguments["num_inference_steps"] = num_inference_steps
-    pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)
+    timesteps = None
+    if kind.has_scheduler:
+        num_inference_steps = num_inference_steps or default_num_inference_steps(pipeline, scheduler)
+        arguments["num_inference_steps"] = num_inference_steps
+        pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)
+    arguments = {
+        name: value for name, value in arguments.items() if name in taken or name not in (*SAMPLING_FLAGS, "scheduler")
+    }
     model_hash = hash_of_weights(folder)
-    given = read_given_frames(pipeline, image, last_image, video, num_frames, height, width)
+    trained = trained_size(pipeline)
+    size = (height or trained[0], width or trained[1])
+    given = read_given_frames(pipeline, image, last_image, video, num_frames, size)
     if visible_mark:
-        trained = np.broadcast_to(pipeline.transformer.config.sample_size, 2) * pipeline.vae_scale_factor
-        size = (height or trained[0], width or trained[1])
         mark_as_synthetic(np.zeros((1, *size, 3), np.uint8))  # what is too small is refused before the work
+    sampling = {
+        "num_inference_steps": num_inference_steps,
+        "timesteps": timesteps,
+        "guidance_scale": guidance_scale,
+        "truncation_psi": truncation_psi,
+        "strength": strength,
+        "window_overlap": window_overlap,
+    }
+    sampling = {name: value for name, value in sampling.items() if name in taken} | given
 
     # 2. Clips, batch by batch
     codec, extension = FORMATS[file_format]
@@ -211,15 +243,10 @@ def generate(
             num_frames=num_frames,
             height=height,
             width=width,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
             class_labels=class_label,
-            guidance_scale=guidance_scale,
             generator=[torch.Generator().manual_seed(clip_seed) for clip_seed in seeds],
             output_type="np",
-            strength=strength,
-            window_overlap=window_overlap,
-            **given,
+            **sampling,
         ).frames
         output.mkdir(parents=True, exist_ok=True)
         for clip, clip_seed in zip(as_uint8(frames, dtype), seeds, strict=True):
@@ -235,17 +262,12 @@ def generate(
     # 3. What there is to see and to repeat
     save_contact_sheet(output / "contact_sheet.png", np.stack(shown))
     shape = shown[0].shape
-    scheduler_config = {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no infinity
-        for key, value in pipeline.scheduler.config.items()
-        if not key.startswith("_")
-    }
     record = {
+        "pipeline": kind.class_name,
         "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()},
         "model_hash": model_hash,
         "device": str(target),
-        "scheduler": {"class": type(pipeline.scheduler).__name__, **scheduler_config},
-        "timesteps": [float(timestep) for timestep in pipeline.scheduler.timesteps[-pipeline.num_timesteps :]],
+        **(described_scheduler(pipeline) if kind.has_scheduler else {}),
         "num_frames": shape[0],
         "height": shape[1],
         "width": shape[2],
@@ -264,22 +286,65 @@ def generate(
     typer.echo(f"{output}: {num_clips} {'clip' if num_clips == 1 else 'clips'}, contact_sheet.png, generation.json")
 
 
+def given_flags(context: typer.Context) -> set[str]:
+    """The names of the parameters that stand on the command line, whatever their defaults."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def refuse_what_it_does_not_take(kind: PipelineKind, given: set[str], backend: str = "torch") -> set[str]:
+    """Raises a ValueError for the first given flag that a pipeline's class has no use for.
+
+    Returns:
+        The arguments of its call, and "scheduler" where it has one.
+    """
+    taken = set(inspect.signature(pipeline_class(kind).__call__).parameters)
+    taken |= {"scheduler"} if kind.has_scheduler else set()
+    for name in (*SAMPLING_FLAGS, "scheduler"):
+        if name in given and name not in taken:
+            raise ValueError(f"--{name}: a {kind.class_name} has no such setting; leave it out.")
+    if backend == "openvino" and kind is not ENDORA:
+        raise ValueError(f"--backend openvino: is for an EndoraPipeline; a {kind.class_name} runs by torch.")
+    return taken
+
+
+def trained_size(pipeline: Any) -> tuple[int, int]:
+    """Height and width of the clips that the pipeline was trained on, in pixels."""
+    kind = kind_of_pipeline(pipeline)
+    config = getattr(pipeline, kind.main).config
+    if kind.main == "generator":
+        return config.resolution, config.resolution
+    factor = pipeline.vae_scale_factor if kind is ENDORA else pipeline.autoencoder.config.spatial_factor
+    size = config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * factor, width * factor
+
+
+def described_scheduler(pipeline: Any) -> dict[str, Any]:
+    """The scheduler of a pipeline and the timesteps of its last call, for the record."""
+    config = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no infinity
+        for key, value in pipeline.scheduler.config.items()
+        if not key.startswith("_")
+    }
+    return {
+        "scheduler": {"class": type(pipeline.scheduler).__name__, **config},
+        "timesteps": [float(timestep) for timestep in pipeline.scheduler.timesteps[-pipeline.num_timesteps :]],
+    }
+
+
 def read_given_frames(
     pipeline: Any,
     image: Path | None,
     last_image: Path | None,
     video: Path | None,
     num_frames: int | None,
-    height: int | None,
-    width: int | None,
+    size: tuple[int, int],
 ) -> dict[str, Any]:
     """The arguments of the pipeline for given frames, scaled and cropped to its clips as training clips are."""
     from .data.clips import resize_and_crop_clip, resize_and_crop_image
     from .data.video_io import read_frames, read_image, read_video_info
 
-    sample_size, factor = pipeline.transformer.config.sample_size, pipeline.vae_scale_factor
-    trained = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-    size = (height or trained[0] * factor, width or trained[1] * factor)
     given = {}
     for name, path in {"image": image, "last_image": last_image}.items():
         if path is not None:
@@ -303,8 +368,8 @@ def evaluate(
         str | None,
         typer.Option(
             "--fake",
-            help="Folder of generated clips (mp4, lossless mkv, folders of png, npy), or a pipeline folder or Hub id, "
-            "which is sampled first. Not needed for --ladder alone.",
+            help="Folder of generated clips (mp4, lossless mkv, folders of png, npy), or a pipeline folder or Hub id "
+            "(Endora or a baseline), which is sampled first. Not needed for --ladder alone.",
         ),
     ] = None,
     protocol: Annotated[
@@ -427,17 +492,21 @@ def evaluate(
     # 2. Generated clips
     fakes: list[Path | str] = []
     if fake is not None and is_pipeline(fake):
-        from . import EndoraPipeline
         from .metrics.protocols import STRICT
         from .metrics.sampling import sample_clips
 
+        kind = kind_of(fake)
+        flags = {"num_inference_steps": num_inference_steps, "scheduler": scheduler}
+        refuse_what_it_does_not_take(kind, {name for name, value in flags.items() if value is not None})
         for source in (real, train, other_corpus):  # sampling takes hours
             if source is not None:
                 open_real(source, chosen)
         diffusers.utils.logging.disable_progress_bar()
-        pipeline = EndoraPipeline.from_pretrained(fake).to(target)
-        num_inference_steps = num_inference_steps or default_num_inference_steps(pipeline, scheduler)
-        pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)
+        pipeline: Any = pipeline_class(kind).from_pretrained(fake).to(target)
+        timesteps = None
+        if kind.has_scheduler:
+            num_inference_steps = num_inference_steps or default_num_inference_steps(pipeline, scheduler)
+            pipeline.scheduler, timesteps = choose_scheduler(pipeline, scheduler, num_inference_steps)
         size = max(chosen.num_clips, chosen.num_clips_of_frames if "inception" in extractors else 0)
         fakes += [
             sample_clips(
@@ -544,6 +613,7 @@ def convert(
 
     from . import EndoraPipeline
     from .hub import write_conversion_record
+    from .model_card import name_of
     from .models.autoencoder import load_vae
     from .models.original_checkpoint import OriginalExtras, read_original_checkpoint
 
@@ -568,7 +638,7 @@ def convert(
     with folder_written_atomically(output) as temporary:
         EndoraPipeline(vae=decoder, transformer=transformer, scheduler=scheduler).save_pretrained(temporary)
         extras.save(temporary / "transformer" / OriginalExtras.FILE_NAME)
-        write_conversion_record(temporary, checkpoint, block_order, vae)
+        write_conversion_record(temporary, checkpoint, block_order=block_order, vae=name_of(vae))
     classes = "no classes" if config.num_classes is None else f"{config.num_classes} classes"
     typer.echo(
         f"{output}: {2 * config.num_layers} blocks ({block_order}), {config.num_attention_heads} heads, "
@@ -684,13 +754,14 @@ app.command()(commands.prepare)
 app.command()(commands.audit)
 
 
-def default_num_inference_steps(pipeline: "EndoraPipeline", scheduler: str | None) -> int:
-    """What the model's folder says for its own scheduler; with another one, the paper's 250."""
-    return pipeline.config.num_inference_steps if scheduler is None else 250
+def default_num_inference_steps(pipeline: Any, scheduler: str | None) -> int:
+    """What the model's folder says for its own scheduler; for Endora with another one, the paper's 250."""
+    is_own = scheduler is None or kind_of_pipeline(pipeline) is not ENDORA
+    return pipeline.config.num_inference_steps if is_own else 250
 
 
 def choose_scheduler(
-    pipeline: "EndoraPipeline", name: str | None, num_inference_steps: int
+    pipeline: Any, name: str | None, num_inference_steps: int
 ) -> "tuple[KarrasDiffusionSchedulers, list[int] | None]":
     """The scheduler that `--scheduler` means, and its timesteps where they are not its own choice.
 
@@ -701,7 +772,12 @@ def choose_scheduler(
     config = pipeline.scheduler.config
     if name is None:
         return pipeline.scheduler, None
-    is_flow = pipeline.config.prediction_type == "flow_prediction"
+    if kind_of_pipeline(pipeline) is LVDM and name == "ddpm":
+        return diffusers.DDPMScheduler.from_config(config, variance_type="fixed_small", clip_sample=False), None
+    if kind_of_pipeline(pipeline) is LVDM and name == "ddim":
+        official = {"set_alpha_to_one": False, "timestep_spacing": "leading", "steps_offset": 1}
+        return diffusers.DDIMScheduler.from_config(config, clip_sample=False, **official), None
+    is_flow = pipeline.config.get("prediction_type") == "flow_prediction"
     if name in ("ddpm", "ddim") and is_flow:
         raise ValueError(f"--scheduler {name}: this model samples by rectified flow; use dpmsolver++, unipc or euler.")
     if name == "ddpm" or name == "ddim":

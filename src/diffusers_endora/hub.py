@@ -185,7 +185,9 @@ def upload(
         removals = [
             CommitOperationDelete(name, is_folder=False)
             for name in held
-            if name.partition("/")[0] in publication.owned_folders and "/" in name and name not in publication.files
+            if name not in publication.files and (
+                ("/" in name and name.partition("/")[0] in publication.owned_folders) or name in publication.owned_files
+            )
         ]
         api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
         return api.create_commit(

@@ -15,21 +15,22 @@ from jinja2 import TemplateError
 from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
+from .baselines.registry import ENDORA, PIPELINES, PipelineKind, kind_of, read_index
 from .model_card import Sample, is_edited, last_name, model_card, name_of
-from .models.transformer_endora import EndoraTransformer3DModel
 from .pipelines.single_file import single_file_source
 
 CONVERSION_RECORD = "conversion.json"
 TRAINING_RECORDS = ("training.json", "training_args.json")
 TRAINING_LOG = "training_log.jsonl"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-COMPONENTS = ("scheduler", "transformer", "vae")
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 TEXTS = (".csv", ".json", ".jsonl", ".log", ".md", ".txt", ".yaml", ".yml")
 
-# Folders of the repository in which a file that is not published anew is removed, so that nothing of an earlier model
-# stays beside this one
+# What of the repository is removed where it is not published anew, so that nothing of an earlier model, of whichever
+# class, stays beside this one: folders with all that is in them, and the pipeline's code
+COMPONENTS = sorted({"scheduler", *(name for kind in PIPELINES.values() for name in kind.models)})
 OWNED_FOLDERS = (*COMPONENTS, "evaluation", "logs", "samples")
+OWNED_FILES = ("pipeline.py",)
 
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 SECRET_NAME = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
@@ -44,11 +45,13 @@ class Publication:
         files: path in the repository -> the file, or its content.
         notes: sentences for the person who publishes.
         owned_folders: of the repository, in which every other file is removed.
+        owned_files: of the repository, each of which is removed unless it is among `files`.
     """
 
     files: dict[str, Path | bytes] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     owned_folders: tuple[str, ...] = OWNED_FOLDERS
+    owned_files: tuple[str, ...] = ()
 
     def sizes(self) -> dict[str, int]:
         """Bytes by path in the repository."""
@@ -69,10 +72,13 @@ def prepare_publication(
 ) -> Publication:
     """Checks a pipeline folder and chooses what of it is published. Writes nothing and asks the Hub nothing.
 
+    The folder is of an `EndoraPipeline`, `StyleGANVPipeline`, `MoStGANVPipeline` or `LVDMPipeline`.
+
     | in the repository | from |
     |---|---|
-    | `model_index.json`, `pipeline.py` | the published form, see `EndoraPipeline.save_config` |
-    | `scheduler/`, `transformer/`, `vae/` | configurations and safetensors |
+    | `model_index.json` | the published form, see `EndoraPipeline.save_config` |
+    | `pipeline.py` | the self-contained pipeline, of Endora alone |
+    | the components' folders, such as `transformer/` | configurations and safetensors |
     | `README.md` | the one that a person wrote or edited, else made anew |
     | `training.json`, `training_args.json`, `conversion.json`, `training_log.jsonl`, `logs/` | where they are |
     | `samples/clip.mp4`, `samples/contact_sheet.png` | the last step in `validation/`, else `samples/` |
@@ -96,20 +102,22 @@ def prepare_publication(
             a token or a local path.
     """
     folder = Path(folder)
-    check_pipeline_folder(folder)
+    kind = check_pipeline_folder(folder)
     training = read_training(folder)
     conversion = read_record(folder / CONVERSION_RECORD)
     if conversion is not None:
-        expect_fields(folder / CONVERSION_RECORD, conversion, source=dict, block_order=str, vae=str)
+        of_kind: dict[str, type] = {"block_order": str, "vae": str} if kind is ENDORA else {}
+        expect_fields(folder / CONVERSION_RECORD, conversion, source=dict, **of_kind)
         expect_fields(folder / CONVERSION_RECORD, conversion["source"], file=str, sha256=str)
     private = private_strings(folder, token, training, conversion)
-    publication = Publication()
+    publication = Publication(owned_files=OWNED_FILES)
     files, notes = publication.files, publication.notes
 
     # 1. The models
-    files["model_index.json"] = published_index(folder)
-    files["pipeline.py"] = single_file_source().encode()
-    for component in COMPONENTS:
+    files["model_index.json"] = published_index(folder, kind)
+    if kind is ENDORA:
+        files["pipeline.py"] = single_file_source().encode()
+    for component in components_of(folder, kind):
         for path in sorted((folder / component).iterdir()):
             if path.suffix == ".safetensors":
                 files[f"{component}/{path.name}"] = path
@@ -140,7 +148,7 @@ def prepare_publication(
     measured = None
     if report is not None:
         measured = read_report(Path(report))
-        if (problem := report_of_another_model(measured, folder)) is not None:
+        if (problem := report_of_another_model(measured, folder, kind)) is not None:
             raise ValueError(f"{report}: {problem}")
         if not model_in_report(measured):
             notes.append(f"{report}: does not say which model made its clips; it is taken for a report of this one")
@@ -153,7 +161,7 @@ def prepare_publication(
     is_by_hand = text is not None and is_edited(text) and not overwrite_card
     if stated is None and not is_by_hand:
         stated = ((training or {}).get("arguments") or {}).get("license")
-    license = chosen_license(folder, license, stated, training, conversion, is_by_hand)
+    license = chosen_license(folder, license, stated, training, conversion, is_by_hand, kind)
     if license is None:
         notes.append("the card states no licence; --license adds one")
     if is_by_hand and text is not None:
@@ -180,16 +188,15 @@ def prepare_publication(
 # --- does it load? ---------------------------------------------------------------------------------------------------
 
 
-def check_pipeline_folder(folder: Path) -> None:
-    """Raises a ValueError unless the folder is whole: index, configurations, all weights, and no pickles."""
-    index = read_record(folder / "model_index.json")
-    if index is None:
-        raise ValueError(f"{folder}: has no model_index.json; expected a pipeline folder")
-    class_name = index.get("_class_name")
-    class_name = class_name[-1] if isinstance(class_name, list) else str(class_name).rpartition(".")[2]
-    if class_name != "EndoraPipeline":
-        raise ValueError(f"{folder}: is a {class_name}; expected an EndoraPipeline")
-    for component in COMPONENTS:
+def check_pipeline_folder(folder: Path) -> PipelineKind:
+    """What the folder is of.
+
+    Raises:
+        ValueError: it is not whole: index, configurations, all weights, and no pickles.
+    """
+    index = read_index(folder)
+    kind = kind_of(folder)
+    for component in components_of(folder, kind):
         named = index.get(component)
         if not isinstance(named, list) or len(named) != 2 or named[-1] is None:
             raise ValueError(f"{folder / 'model_index.json'}: names no {component}")
@@ -202,10 +209,23 @@ def check_pipeline_folder(folder: Path) -> None:
                 f"{pickles[0]}: is a pickle, which can run code when it is loaded; save the pipeline with "
                 "save_pretrained, which writes safetensors, and remove it"
             )
-    for component in ("transformer", "vae"):
-        shapes = weights_of(folder / component)
-        if component == "transformer":
-            check_transformer(folder / component, shapes)
+    for component in components_of(folder, kind):
+        if component != "scheduler":
+            shapes = weights_of(folder / component)
+            if class_name := kind.models[component]:
+                check_weights(folder / component, class_name, shapes)
+    return kind
+
+
+def components_of(folder: Path, kind: PipelineKind) -> list[str]:
+    """The folders of a pipeline's parts: those that its class needs, and what else of its own the index names."""
+    index = read_index(folder)
+    components = [
+        name
+        for name in kind.models
+        if name not in kind.optional_models or (index.get(name) or [None])[-1] is not None
+    ]
+    return sorted([*components, *(["scheduler"] if kind.has_scheduler else [])])
 
 
 def weights_of(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -233,11 +253,12 @@ def weights_of(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_transformer(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def check_weights(folder: Path, class_name: str, shapes: dict[str, tuple[int, ...]]) -> None:
     """Raises a ValueError unless the weights are those of the configuration."""
-    config = EndoraTransformer3DModel.load_config(folder)
+    model_class = model_class_named(class_name)
+    config = model_class.load_config(folder)
     with torch.device("meta"):
-        model: Any = EndoraTransformer3DModel.from_config(config)
+        model = model_class.from_config(config)
     for name, tensor in model.state_dict().items():
         if name not in shapes:
             raise ValueError(f"{folder}: lacks the weights {name}, which its config.json asks for")
@@ -247,16 +268,24 @@ def check_transformer(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
             )
 
 
+def model_class_named(class_name: str) -> Any:
+    import diffusers_endora
+
+    return getattr(diffusers_endora, class_name)
+
+
 def safetensors_metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 
 
-def published_index(folder: Path) -> bytes:
-    """`model_index.json` as `EndoraPipeline.save_config` writes it, whoever saved the folder."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    index["_class_name"] = "EndoraPipeline"
-    index["transformer"] = ["diffusers", "EndoraTransformer3DModel"]
+def published_index(folder: Path, kind: PipelineKind) -> bytes:
+    """`model_index.json` as the class's `to_json_string` writes it, whoever saved the folder."""
+    index = read_index(folder)
+    index["_class_name"] = kind.class_name
+    for component in components_of(folder, kind):
+        if class_name := kind.models.get(component):
+            index[component] = ["diffusers", class_name]
     index.pop("_name_or_path", None)
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
 
@@ -274,18 +303,17 @@ def published_config(path: Path) -> Path | bytes:
 # --- where it comes from ---------------------------------------------------------------------------------------------
 
 
-def write_conversion_record(folder: Path, checkpoint: Path, block_order: str, vae: str) -> None:
-    """Writes `conversion.json`, which says of a pipeline folder that it was converted, and from what."""
+def write_conversion_record(folder: Path, checkpoint: Path, **facts: Any) -> None:
+    """Writes `conversion.json`, which says of a pipeline folder that it was converted, and from what.
+
+    Args:
+        facts: what else the conversion was told: of Endora `block_order` and `vae`.
+    """
     from . import __version__
 
     with Path(checkpoint).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    record = {
-        "source": {"file": Path(checkpoint).name, "sha256": digest},
-        "block_order": block_order,
-        "vae": name_of(vae),
-        "diffusers_endora": __version__,
-    }
+    record = {"source": {"file": Path(checkpoint).name, "sha256": digest}, **facts, "diffusers_endora": __version__}
     (folder / CONVERSION_RECORD).write_bytes(to_json(record))
 
 
@@ -308,6 +336,7 @@ def chosen_license(
     training: dict[str, Any] | None,
     conversion: dict[str, Any] | None,
     is_by_hand: bool,
+    kind: PipelineKind = ENDORA,
 ) -> str | None:
     """The licence that the card states: never a default.
 
@@ -315,6 +344,7 @@ def chosen_license(
         given: by the person who publishes.
         stated: by the card in the folder, or by the training.
         is_by_hand: whether that card is published as it is.
+        kind: of a conversion: it knows what the official licence is.
 
     Raises:
         ValueError: one is needed and not given, or the card that is published states another one.
@@ -326,8 +356,8 @@ def chosen_license(
         )
     if given is None and conversion is not None:
         raise ValueError(
-            f"{folder}: is converted from {conversion['source']['file']}, and the official code and weights state no "
-            "licence; say with --license (such as cc-by-nc-4.0) under which you may publish it: there is no default"
+            f"{folder}: is converted from {conversion['source']['file']}, and {kind.official_license}; say with "
+            "--license (such as cc-by-nc-4.0) under which you may publish it: there is no default"
         )
     if given is None and stated is None and training is None:
         raise ValueError(
@@ -366,20 +396,22 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def model_in_report(report: dict[str, Any]) -> str | None:
-    """The beginning of the hash of the transformer that made the clips, where the report knows it."""
-    found = re.search(r"transformer ([0-9a-f]{16})", str((report.get("fake") or {}).get("sampling")))
+    """The beginning of the hash of the network that made the clips, where the report knows it."""
+    mains = "|".join(sorted({kind.main for kind in PIPELINES.values()}))
+    found = re.search(rf"\b(?:{mains}) ([0-9a-f]{{16}})", str((report.get("fake") or {}).get("sampling")))
     return found[1] if found else None
 
 
-def report_of_another_model(report: dict[str, Any], folder: Path) -> str | None:
+def report_of_another_model(report: dict[str, Any], folder: Path, kind: PipelineKind) -> str | None:
     """Why the report is not of the model in `folder`; None where it is, or does not say."""
     from .metrics.feature_extractors import hash_weights
 
     named = model_in_report(report)
     if named is None:
         return None
-    own = hash_weights(EndoraTransformer3DModel.from_pretrained(folder / "transformer"))
-    return None if own.startswith(named) else f"is of another model: transformer {named}, and this one is {own[:16]}"
+    model = model_class_named(kind.models[kind.main] or "").from_pretrained(folder / kind.main)
+    own = hash_weights(model)
+    return None if own.startswith(named) else f"is of another model: {kind.main} {named}, and this one is {own[:16]}"
 
 
 def find_sample(folder: Path) -> Sample | None:

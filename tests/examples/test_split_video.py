@@ -12,8 +12,7 @@ SCRIPT = EXAMPLES / "split_video.py"
 @pytest.fixture
 def video(tmp_path):
     frames = np.repeat(np.arange(0, 200, 10, dtype=np.uint8), 32 * 48 * 3).reshape(20, 32, 48, 3)
-    write_video(tmp_path / "flight.mkv", frames, fps=8, codec="ffv1")
-    return tmp_path / "flight.mkv"
+    return write_video(tmp_path / "flight.mkv", frames, fps=8, codec="ffv1")
 
 
 def test_the_end_is_for_testing(video, tmp_path):

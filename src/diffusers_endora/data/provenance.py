@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..baselines.registry import ENDORA, kind_of
 from .video_io import check_clip
 
 # The term of the IPTC's vocabulary for media made by a trained model, which readers of metadata know
@@ -22,7 +23,7 @@ def synthetic_metadata(model: str, model_hash: str, seed: int | None = None) -> 
 
     Args:
         model: id of the model on the Hub, or its folder, of which the last name alone is written.
-        model_hash: SHA-256 of the transformer's weights: `hash_of_weights` of a folder, or what else tells them apart.
+        model_hash: SHA-256 of the model's weights: `hash_of_weights` of a folder, or what else tells them apart.
         seed: the clip's own.
     """
     from .. import __version__
@@ -40,18 +41,22 @@ def synthetic_metadata(model: str, model_hash: str, seed: int | None = None) -> 
 
 
 def hash_of_weights(folder: str | Path) -> str:
-    """SHA-256 of the transformer's weights in a pipeline folder, 64 hexadecimal digits.
+    """SHA-256 of the weights in a pipeline folder that draw the clips, 64 hexadecimal digits.
 
-    Of one file it is the hash that the Hub shows for it; of several, that of all in the order of their names.
+    They are those of the transformer of Endora, of the generator of StyleGAN-V and MoStGAN-V, of the UNet of LVDM: the
+    `main` component in `baselines/registry.py`. Of one file it is the hash that the Hub shows for it; of several, that
+    of all in the order of their names.
 
     Raises:
         ValueError: there are no weights.
     """
-    transformer = Path(folder) / "transformer"
-    files = sorted(path for path in transformer.glob("*") if WEIGHTS.fullmatch(path.name))
+    folder = Path(folder)
+    is_indexed = (folder / "model_index.json").is_file()
+    component = folder / (kind_of(folder) if is_indexed else ENDORA).main
+    files = sorted(path for path in component.glob("*") if WEIGHTS.fullmatch(path.name))
     files = [path for path in files if path.suffix == ".safetensors"] or files
     if not files:
-        raise ValueError(f"{transformer}: holds no weights; expected diffusion_pytorch_model.safetensors")
+        raise ValueError(f"{component}: holds no weights; expected diffusion_pytorch_model.safetensors")
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

@@ -528,6 +528,11 @@ def sampling_of(source: Any) -> str | None:
     if not record.is_file():
         return None
     settings = json.loads(record.read_text(encoding="utf-8"))
+    if "weights" in settings:  # of a baseline
+        weights = ", ".join(f"{name} {digest[:16]}" for name, digest in settings["weights"].items())
+        steps = f"{settings['num_inference_steps']} steps, " if "num_inference_steps" in settings else ""
+        scheduler = f"{settings['scheduler']}, " if "scheduler" in settings else ""
+        return f"{settings['pipeline']}, {scheduler}{steps}{settings['dtype']}, {weights}"
     backend = f" by {settings['backend']}" if settings.get("backend", "torch") != "torch" else ""
     cache = f", {settings['cache']}" if settings.get("cache") else ""  # earlier records have neither
     return (

@@ -1,29 +1,28 @@
 """Sets of generated clips, drawn once: resumable, shared among processes, lossless."""
 
+import inspect
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..baselines.registry import ENDORA, kind_of_pipeline
 from ..data.provenance import synthetic_metadata
 from ..data.video_io import write_video
 from ..files import written_atomically
 from .distributed import shared_state
 from .feature_extractors import hash_weights
 
-if TYPE_CHECKING:
-    from ..pipelines.pipeline_endora import EndoraPipeline
-
 
 def sample_clips(
-    pipeline: "EndoraPipeline",
+    pipeline: Any,
     folder: Path,
     num_clips: int,
     seed: int,
-    num_inference_steps: int = 250,
+    num_inference_steps: int | None = 250,
     timesteps: list[int] | None = None,
     num_frames: int = 16,
     batch_size: int = 1,
@@ -36,7 +35,8 @@ def sample_clips(
     `i % num_classes`. Processes started together share the work; each returns when all clips are there.
 
     Args:
-        num_inference_steps, timesteps: as for `EndoraPipeline`.
+        pipeline: an `EndoraPipeline`, `StyleGANVPipeline`, `MoStGANVPipeline` or `LVDMPipeline`.
+        num_inference_steps, timesteps: as for the pipeline, where it takes them.
 
     Returns:
         `folder`.
@@ -45,21 +45,14 @@ def sample_clips(
         ValueError: the folder holds clips of another model or other settings, or the model gives no finite pixels.
     """
     state = shared_state()
-    num_classes = pipeline.transformer.config.num_classes
-    pipeline.prepare_scheduler()  # before its settings are recorded: sampling would change them
-    settings: dict[str, Any] = {
-        "transformer": hash_weights(pipeline.transformer),
-        "vae": hash_weights(pipeline.vae),
-        "scheduler": type(pipeline.scheduler).__name__,
-        "scheduler_config": {k: str(v) for k, v in pipeline.scheduler.config.items() if not k.startswith("_")},
-        "num_inference_steps": num_inference_steps,
-        "timesteps": timesteps,
-        "num_frames": num_frames,
-        "dtype": str(pipeline.transformer.dtype),
-        "backend": backend_of(pipeline.transformer),
-        "cache": described_cache(pipeline.transformer),
-        "seed": seed,
-    }
+    kind = kind_of_pipeline(pipeline)
+    num_classes = getattr(pipeline, kind.main).config.num_classes
+    if hasattr(pipeline, "prepare_scheduler"):
+        pipeline.prepare_scheduler()  # before its settings are recorded: sampling would change them
+    sampler = {"num_inference_steps": num_inference_steps, "timesteps": timesteps}
+    taken = inspect.signature(type(pipeline).__call__).parameters
+    sampler = {name: value for name, value in sampler.items() if name in taken}
+    settings = settings_of(pipeline, sampler, num_frames, seed)
     record = folder / "sampling.json"
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,8 +66,9 @@ def sample_clips(
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     state.wait_for_everyone()
 
+    model_hash = settings.get("weights", settings)[kind.main]
     metadata = synthetic_metadata(
-        pipeline.config.get("_name_or_path") or type(pipeline).__name__, f"{settings['transformer']} (of the tensors)"
+        pipeline.config.get("_name_or_path") or kind.class_name, f"{model_hash} (of the tensors)"
     )
     paths = [folder / f"clip_{i:05d}.mkv" for i in range(num_clips)]
     batches = [range(first, first + batch_size) for first in range(0, num_clips, batch_size)]
@@ -84,11 +78,10 @@ def sample_clips(
     pipeline.set_progress_bar_config(disable=True)
     hidden = not mine or not state.is_main_process
     for batch in tqdm(mine, desc=f"sampling, seed {seed}", unit="batch", disable=hidden):
-        output: Any = pipeline(
+        output = pipeline(
             batch_size=batch_size,
             num_frames=num_frames,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
+            **sampler,
             class_labels=None if num_classes is None else [i % num_classes for i in batch],
             generator=[clip_generator(seed, i) for i in batch],
             output_type="np",
@@ -101,6 +94,23 @@ def sample_clips(
                 write_video(paths[i], clip, fps=8, codec="ffv1", metadata=metadata)
     state.wait_for_everyone()
     return folder
+
+
+def settings_of(pipeline: Any, sampler: dict[str, Any], num_frames: int, seed: int) -> dict[str, Any]:
+    """What the clips of a set depend on, for `sampling.json`."""
+    kind = kind_of_pipeline(pipeline)
+    main = getattr(pipeline, kind.main)
+    models = {name: getattr(pipeline, name, None) for name in kind.models}
+    weights = {name: hash_weights(model) for name, model in models.items() if model is not None}
+    settings: dict[str, Any] = weights if kind is ENDORA else {"pipeline": kind.class_name, "weights": weights}
+    if kind.has_scheduler:
+        config = pipeline.scheduler.config
+        settings["scheduler"] = type(pipeline.scheduler).__name__
+        settings["scheduler_config"] = {k: str(v) for k, v in config.items() if not k.startswith("_")}
+    settings |= {**sampler, "num_frames": num_frames, "dtype": str(main.dtype)}
+    if kind is ENDORA:
+        settings |= {"backend": backend_of(main), "cache": described_cache(main)}
+    return {**settings, "seed": seed}
 
 
 def backend_of(transformer: torch.nn.Module) -> str:

@@ -20,15 +20,21 @@ SWITCH = argparse.BooleanOptionalAction
 
 def new_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags that every training has."""
+    parser = empty_parser(description)
+    add_data(parser.add_argument_group("data"))
+    _add_objective(parser.add_argument_group("objective"))
+    _add_optimisation(parser.add_argument_group("optimisation"))
+    add_run(parser.add_argument_group("run"))
+    add_reports(parser.add_argument_group("validation and reports"))
+    return parser
+
+
+def empty_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with `--config` alone."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", help="yaml file with flags by name; those on the command line come first")
-    _add_data(parser.add_argument_group("data"))
-    _add_objective(parser.add_argument_group("objective"))
-    _add_optimisation(parser.add_argument_group("optimisation"))
-    _add_run(parser.add_argument_group("run"))
-    _add_reports(parser.add_argument_group("validation and reports"))
     return parser
 
 
@@ -53,7 +59,8 @@ def add_model(group: Any) -> None:
     group.add_argument("--autoguidance_scale", type=float, default=2.0, help="of --weaker_model; 1 is none")
 
 
-def _add_data(group: Any) -> None:
+def add_data(group: Any, is_endora: bool = True) -> None:
+    """The corpus and its clips; with `is_endora` also still images, the dropping of labels and the caches."""
     group.add_argument(
         "--train_data_dir",
         help="folder of videos or frame folders, whose sub-folders are the classes; with --dataset_name the raw "
@@ -75,13 +82,19 @@ def _add_data(group: Any) -> None:
         "--frame_interval", type=int, help="fixed stride between frames, instead of spreading them over the window"
     )
     group.add_argument("--window", type=int, default=48, help="length in frames of the window a clip is spread over")
-    group.add_argument("--num_still_images", type=int, default=8, help="still images trained along with every clip")
+    if is_endora:
+        group.add_argument(
+            "--num_still_images", type=int, default=8, help="still images trained along with every clip"
+        )
     group.add_argument("--horizontal_flip", action=SWITCH, default=True)
     group.add_argument("--antialias", action=SWITCH, default=False, help="filter HD video before it is shrunk")
     group.add_argument("--class_conditional", action="store_true", help="learn the class of each video too")
-    group.add_argument("--class_dropout_prob", type=float, default=0.1, help="labels dropped, for guidance")
+    if is_endora:
+        group.add_argument("--class_dropout_prob", type=float, default=0.1, help="labels dropped, for guidance")
     group.add_argument("--dataloader_num_workers", type=int, default=2)
     group.add_argument("--cache_frames_gb", type=float, default=1.0, help="decoded frames kept in memory, per worker")
+    if not is_endora:
+        return
     group.add_argument("--cache_features", help="folder for what VAE and teacher make of each frame, computed once")
     group.add_argument("--cache_latents", action=SWITCH, help="in --cache_features; by default yes")
     group.add_argument("--cache_dino", action=SWITCH, help="in --cache_features; by default yes")
@@ -133,19 +146,27 @@ def _add_optimisation(group: Any) -> None:
     group.add_argument("--skip_bad_steps", action="store_true", help="leave bad steps out and count them; else stop")
 
 
-def _add_run(group: Any) -> None:
+def add_run(group: Any, is_endora: bool = True) -> None:
+    """The folder and its checkpoints; with `is_endora` also early stopping."""
     group.add_argument("--output_dir")
     group.add_argument("--checkpointing_steps", type=int, default=10_000)
     group.add_argument("--checkpoints_total_limit", type=int)
     group.add_argument("--resume_from_checkpoint", help='name of a checkpoint in output_dir, a path, or "latest"')
-    group.add_argument("--early_stopping_patience", type=int, help="evaluations of the held-out loss without a fall")
+    if is_endora:
+        group.add_argument(
+            "--early_stopping_patience", type=int, help="evaluations of the held-out loss without a fall"
+        )
 
 
-def _add_reports(group: Any) -> None:
+def add_reports(group: Any, is_endora: bool = True) -> None:
+    """Validation, trackers and the Hub; with `is_endora` also how it samples, and the held-out loss."""
     group.add_argument("--validation_steps", type=int, default=10_000)
     group.add_argument("--num_validation_clips", type=int, default=2, help="generated and written at each validation")
-    group.add_argument("--validation_inference_steps", type=int, default=50)
-    group.add_argument("--validation_loss_clips", type=int, default=64, help="held-out clips, if videos are held out")
+    if is_endora:
+        group.add_argument("--validation_inference_steps", type=int, default=50)
+        group.add_argument(
+            "--validation_loss_clips", type=int, default=64, help="held-out clips, if videos are held out"
+        )
     group.add_argument("--validation_fvd", type=int, help="FVD of so many clips a side against held-out videos")
     group.add_argument("--validation_fvd_steps", type=int, help="every so many steps; by default at the end")
     group.add_argument("--fps", type=float, default=8.0, help="of the clips that validation writes")
@@ -160,19 +181,18 @@ def _add_reports(group: Any) -> None:
 
 def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of a command line and its `--config`; exits with one line on stderr and code 2 if they are wrong."""
-    config = parser.parse_known_args(argv)[0].config
-    if config is not None:
-        _set_defaults(parser, config)
-    args = parser.parse_args(argv)
-    _check_data(parser, args)
+    args = read_flags(parser, argv)
+    check_data(parser, args)
+    for name in ("cache_latents", "cache_dino"):
+        if getattr(args, name) is None:
+            setattr(args, name, args.cache_features is not None)
+        elif getattr(args, name) and args.cache_features is None:
+            parser.error(f"--{name} needs --cache_features, the folder for it.")
     if args.output_dir is None:
         parser.error("--output_dir is required.")
     if args.prior != "none" and args.dino_model is None:
         parser.error("--dino_model is required with --prior: the paper's is facebook/dino-vits8.")
-    if args.push_to_hub and args.hub_model_id is None:
-        parser.error("--push_to_hub needs --hub_model_id.")
-    if args.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        parser.error('--report_to tensorboard needs the package tensorboard: pip install "diffusers-endora[train]".')
+    check_destinations(parser, args)
     if args.optimizer == "muon" and args.use_8bit_adam:
         parser.error("--use_8bit_adam: is not for --optimizer muon.")
     if args.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
@@ -191,25 +211,58 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = No
     positive += ["checkpointing_steps", "validation_steps", "num_validation_clips", "logging_steps", "max_loss"]
     positive += ["validation_inference_steps", "frame_interval", "checkpoints_total_limit", "validation_loss_clips"]
     positive += ["early_stopping_patience", "snr_gamma", "logit_std", "validation_fvd", "validation_fvd_steps", "fps"]
-    positive += ["max_grad_norm"]
-    for name in positive:
-        value = getattr(args, name)
-        is_without_limit = name in ("max_loss", "max_grad_norm") and value == math.inf
-        if value is not None and not (0 < value < math.inf or is_without_limit):
-            parser.error(f"--{name} {value}: expected a positive {'integer' if isinstance(value, int) else 'number'}.")
+    check_positive(parser, args, [*positive, "max_grad_norm"], without_limit=("max_loss", "max_grad_norm"))
     for name in ("num_layers", "num_attention_heads", "attention_head_dim", "patch_size", "rank"):
         if getattr(args, name, None) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
     not_negative = ["num_still_images", "dataloader_num_workers", "cache_frames_gb", "lr_warmup_steps", "seed"]
-    for name in [*not_negative, "prior_weight", "adam_weight_decay", "max_grad_norm_start"]:
-        if not 0 <= getattr(args, name) < math.inf:
-            parser.error(f"--{name} {getattr(args, name)}: expected 0 or more.")
-    if args.seed >= 2**63:
-        parser.error(f"--seed {args.seed}: expected less than 2^63.")
+    check_not_negative(parser, args, [*not_negative, "prior_weight", "adam_weight_decay", "max_grad_norm_start"])
     for name in ("ema_decay", "class_dropout_prob"):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             parser.error(f"--{name} {value}: expected a number from 0 to 1.")
+    check_reports(parser, args)
+    return args
+
+
+def read_flags(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of a command line and its `--config`, each by itself."""
+    config = parser.parse_known_args(argv)[0].config
+    if config is not None:
+        _set_defaults(parser, config)
+    return parser.parse_args(argv)
+
+
+def check_destinations(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses a Hub or a tracker that cannot be reached by what the flags and the installation say."""
+    if args.push_to_hub and args.hub_model_id is None:
+        parser.error("--push_to_hub needs --hub_model_id.")
+    if args.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        parser.error('--report_to tensorboard needs the package tensorboard: pip install "diffusers-endora[train]".')
+
+
+def check_positive(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, names: list[str], without_limit: tuple[str, ...] = ()
+) -> None:
+    """Refuses flags that are neither None nor positive and finite; those of `without_limit` may be infinite."""
+    for name in names:
+        value = getattr(args, name)
+        is_without_limit = name in without_limit and value == math.inf
+        if value is not None and not (0 < value < math.inf or is_without_limit):
+            parser.error(f"--{name} {value}: expected a positive {'integer' if isinstance(value, int) else 'number'}.")
+
+
+def check_not_negative(parser: argparse.ArgumentParser, args: argparse.Namespace, names: list[str]) -> None:
+    """Refuses flags that are negative or infinite, and a seed that generators do not take."""
+    for name in names:
+        if not 0 <= getattr(args, name) < math.inf:
+            parser.error(f"--{name} {getattr(args, name)}: expected 0 or more.")
+    if args.seed >= 2**63:
+        parser.error(f"--seed {args.seed}: expected less than 2^63.")
+
+
+def check_reports(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses an FVD that no validation comes to, and a licence that is none of the Hub's names."""
     if args.validation_fvd_steps is not None and args.validation_fvd is None:
         parser.error("--validation_fvd_steps needs --validation_fvd, the number of clips.")
     if args.validation_fvd_steps is not None and args.validation_fvd_steps % args.validation_steps:
@@ -219,10 +272,10 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = No
         )
     if args.license is not None and not LICENSE_NAME.fullmatch(args.license):
         parser.error(f"--license {args.license!r}: expected the Hub's name of a licence, such as cc-by-nc-4.0.")
-    return args
 
 
-def _check_data(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check_data(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses flags of the corpus that do not fit together."""
     if args.train_data_dir is None and args.dataset_name is None:
         parser.error("give --train_data_dir or --dataset_name.")
     if args.train_data_dir is not None and args.dataset_name is not None and not is_corpus(args):
@@ -242,13 +295,8 @@ def _check_data(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if args.validation_fraction is not None and not 0 < args.validation_fraction < 1:
         parser.error(f"--validation_fraction {args.validation_fraction}: expected a number between 0 and 1.")
     for name in ("early_stopping_patience", "validation_fvd"):
-        if getattr(args, name) is not None and not given:
+        if getattr(args, name, None) is not None and not given:
             parser.error(f"--{name} needs held-out videos: one of --{', --'.join(held_out)}.")
-    for name in ("cache_latents", "cache_dino"):
-        if getattr(args, name) is None:
-            setattr(args, name, args.cache_features is not None)
-        elif getattr(args, name) and args.cache_features is None:
-            parser.error(f"--{name} needs --cache_features, the folder for it.")
 
 
 def is_corpus(args: argparse.Namespace) -> bool:
