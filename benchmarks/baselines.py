@@ -246,7 +246,8 @@ def operations() -> Iterator[str]:
     for name, (model, calls, one_call, decoding) in counts.items():
         parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         total = calls * one_call + decoding
-        yield f"| {name} | {parameters:.1f} | {calls} x {one_call / 1e9:.0f} + {decoding / 1e9:.0f} | {total / 1e12:.2f} |"
+        parts = f"{calls} x {one_call / 1e9:.0f} + {decoding / 1e9:.0f}"
+        yield f"| {name} | {parameters:.1f} | {parts} | {total / 1e12:.2f} |"
 
 
 def main() -> None:
