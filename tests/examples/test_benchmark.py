@@ -213,7 +213,7 @@ def test_a_model_of_another_training_is_not_taken(benchmark, trained, monkeypatc
     ("old", "new", "message"),
     [
         (", train: blue", "", "corpus Blue has no train"),
-        ("--max_train_steps 2 ", "", "expected --max_train_steps with a number"),
+        ("--max_train_steps 2 ", "", "expected one of --max_train_steps and --autoencoder_steps with a number"),
         ("    training:", "    Red: red\n    training:", "and no folders beside it"),
         ('"{stage_1}"', '"{stage_1}', "expected training to be its command lines"),
     ],

@@ -49,12 +49,26 @@ def test_a_script_that_fails_says_why(script):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a.py --output_dir {output}", "expected --max_train_steps with a number"),
-        ("a.py --output_dir {output} --max_train_steps", "expected --max_train_steps with a number"),
-        ("a.py --output_dir {output} --max_train_steps many", "expected --max_train_steps with a number"),
+        ("a.py --output_dir {output}", "expected one of --max_train_steps and --autoencoder_steps with a number"),
+        (
+            "a.py --output_dir {output} --max_train_steps",
+            "expected one of --max_train_steps and --autoencoder_steps with a number",
+        ),
+        (
+            "a.py --output_dir {output} --max_train_steps many",
+            "expected one of --max_train_steps and --autoencoder_steps with a number",
+        ),
+        (
+            "a.py --output_dir {output} --autoencoder_steps 9 --max_train_steps 9",
+            "expected one of --max_train_steps and",
+        ),
         ("a.py --output_dir here --max_train_steps 9", "expected {output} where the folder goes"),
     ],
 )
 def test_commands_that_do_not_say_enough_are_refused(line, message):
     with pytest.raises(ValueError, match=message):
         steps_of(line.split())
+
+
+def test_stages_have_their_own_flag():
+    assert steps_of("a.py --autoencoder_steps 12 --output_dir {output}".split()) == 12

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-STEPS_FLAG = "--max_train_steps"
+STEPS_FLAGS = ("--max_train_steps", "--autoencoder_steps")  # of the scripts in `examples`; a stage has one
 OUTPUT = "{output}"  # stands in a command for the folder that a training writes
 PERIOD = 16  # steps; lazy regularisation of GANs comes every so many
 
@@ -21,14 +21,21 @@ def steps_of(command: list[str]) -> int:
     """The number of steps that a training's command line asks for.
 
     Raises:
-        ValueError: it says no number of steps, or no `{output}` for its folder.
+        ValueError: it says no number of steps, or several, or no `{output}` for its folder.
     """
     line = " ".join(command)
-    if STEPS_FLAG not in command[:-1] or not command[command.index(STEPS_FLAG) + 1].isdigit():
-        raise ValueError(f"training {line}: expected {STEPS_FLAG} with a number")
+    place = steps_place(command)
+    if place is None or not command[place].isdigit():
+        raise ValueError(f"training {line}: expected one of {' and '.join(STEPS_FLAGS)} with a number")
     if not any(OUTPUT in part for part in command):
         raise ValueError(f"training {line}: expected {OUTPUT} where the folder goes that it writes")
-    return int(command[command.index(STEPS_FLAG) + 1])
+    return int(command[place])
+
+
+def steps_place(command: list[str]) -> int | None:
+    """Where in a command line its number of steps stands; None where it has none, or several."""
+    places = [place for place, part in enumerate(command[:-1], start=1) if part in STEPS_FLAGS]
+    return places[0] if len(places) == 1 else None
 
 
 def count_training(command: list[str]) -> int:
@@ -40,7 +47,7 @@ def count_training(command: list[str]) -> int:
     `torch.utils.flop_counter`.
 
     Args:
-        command: script and arguments, with `{output}` for the folder that it writes and `--max_train_steps N`.
+        command: script and arguments, with `{output}` for the folder that it writes and one of `STEPS_FLAGS`.
 
     Raises:
         ValueError: see `steps_of`, or the script fails.
@@ -53,7 +60,8 @@ def count_training(command: list[str]) -> int:
 
 
 def _count(command: list[str], steps: int) -> int:
-    place = command.index(STEPS_FLAG) + 1
+    place = steps_place(command)
+    assert place is not None
     with TemporaryDirectory() as folder:
         line = [
             part.replace(OUTPUT, f"{folder}/model") for part in [*command[:place], str(steps), *command[place + 1 :]]
