@@ -236,7 +236,7 @@ def run_stage(command: list[str], output: Path, stage: dict[str, Any], record: P
             while code is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(timeout=10)
-                stage = {**stage, "seconds": round(before + time.monotonic() - start, 1)}
+                stage = {**stage, "seconds": round(before + time.monotonic() - start, 3)}
                 write_json(record, stage)
         finally:
             process.kill()

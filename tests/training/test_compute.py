@@ -71,4 +71,4 @@ def test_commands_that_do_not_say_enough_are_refused(line, message):
 
 
 def test_stages_have_their_own_flag():
-    assert steps_of("a.py --autoencoder_steps 12 --output_dir {output}".split()) == 12
+    assert steps_of(["a.py", "--autoencoder_steps", "12", "--output_dir", "{output}"]) == 12
