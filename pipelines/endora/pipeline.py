@@ -689,7 +689,7 @@ class EndoraPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         name = (loaded[0] if isinstance(loaded, tuple) else loaded).get("_class_name")
         if name in BASELINE_PIPELINES:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: is a {name}, not an EndoraPipeline; load it by "
+                f"{pretrained_model_name_or_path}: is of class {name}, expected EndoraPipeline; load it by "
                 f"diffusers_endora.{name}.from_pretrained."
             )
         return loaded

@@ -45,8 +45,8 @@ FORMATS = {"mp4": ("h264", ".mp4"), "ffv1": ("ffv1", ".mkv"), "png": ("png", "")
 CLIPS_ON_CONTACT_SHEET = 16
 
 # Flags that some pipelines take, by the argument of the call that they are
-SAMPLING_FLAGS = ("num_inference_steps", "guidance_scale", "truncation_psi")
-SAMPLING_FLAGS += ("image", "last_image", "video", "strength", "window_overlap")
+SAMPLING_FLAGS = ["num_inference_steps", "guidance_scale", "truncation_psi"]
+SAMPLING_FLAGS += ["image", "last_image", "video", "strength", "window_overlap"]
 
 BUNDLED = "the model bundled with diffusers-endora"  # its name in records
 
@@ -194,12 +194,12 @@ def generate(
             f"--device {device}: is not a device of this machine; expected cpu, cuda, cuda:1, ..."
         ) from error
     if model is None:
-        folder, model = bundled_model(), BUNDLED
-        arguments["model"] = model
+        source, arguments["model"] = str(bundled_model()), BUNDLED
     else:
-        folder = model if Path(model).is_dir() else diffusers.DiffusionPipeline.download(model)
-    kind = kind_of(folder)
+        source = model
+    kind = kind_of(source)  # before anything large is downloaded
     taken = refuse_what_it_does_not_take(kind, given_flags(context), backend)
+    folder = source if Path(source).is_dir() else pipeline_class(kind).download(source)
     is_openvino = backend == "openvino"
     loaded_dtype = torch.float32 if is_openvino and dtype == "bfloat16" else getattr(torch, dtype)
     pipeline: Any = pipeline_class(kind).from_pretrained(folder, dtype=loaded_dtype).to(target)
@@ -253,7 +253,7 @@ def generate(
             name = f"clip_{len(clips):04d}{extension}"
             if visible_mark:
                 clip = mark_as_synthetic(clip)
-            metadata = synthetic_metadata(model, model_hash, clip_seed)
+            metadata = synthetic_metadata(arguments["model"], model_hash, clip_seed)
             write_video(output / name, clip, fps, codec=codec, metadata=metadata)
             clips.append({"file": name, "seed": clip_seed, "class_label": class_label})
             if len(shown) < CLIPS_ON_CONTACT_SHEET:
@@ -302,9 +302,9 @@ def refuse_what_it_does_not_take(kind: PipelineKind, given: set[str], backend: s
     taken |= {"scheduler"} if kind.has_scheduler else set()
     for name in (*SAMPLING_FLAGS, "scheduler"):
         if name in given and name not in taken:
-            raise ValueError(f"--{name}: a {kind.class_name} has no such setting; leave it out.")
+            raise ValueError(f"--{name}: {kind.class_name} has no such setting; leave it out.")
     if backend == "openvino" and kind is not ENDORA:
-        raise ValueError(f"--backend openvino: is for an EndoraPipeline; a {kind.class_name} runs by torch.")
+        raise ValueError(f"--backend openvino: is for EndoraPipeline alone; {kind.class_name} runs by torch.")
     return taken
 
 
@@ -646,6 +646,77 @@ def convert(
     )
 
 
+@app.command("convert-legacy")
+def convert_legacy(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="network-snapshot-*.pkl of StyleGAN-V or MoStGAN-V, or .ckpt of an LVDM of short clips."),
+    ],
+    output: Annotated[Path, typer.Option("--output", help="The pipeline folder to write.")],
+    model: Annotated[
+        Literal["stylegan-v", "mostgan-v", "lvdm"], typer.Option("--model", help="Whose official code wrote it.")
+    ],
+    trust_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--trust_pickle",
+            help="You know where the .pkl comes from. It is read by a process that runs none of the code in it and "
+            "refuses what no such file needs.",
+        ),
+    ] = False,
+    resolution: Annotated[
+        int | None,
+        typer.Option("--resolution", min=1, help="Of an LVDM: pixels that it was trained at, 128 if not given."),
+    ] = None,
+    last_weights: Annotated[
+        bool, typer.Option("--last_weights", help="Of an LVDM: the last weights instead of their moving average.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a pipeline folder that is there.")] = False,
+) -> None:
+    """Convert a checkpoint of a baseline's official code to a pipeline folder, ready to load and to publish.
+
+    Every name and shape is compared with those of the official network. The weights of a GAN are the averaged
+    generator's; its discriminator goes to discriminator/, which the pipeline does not need. conversion.json says which
+    file it was; `endora publish` asks for a --license where it finds one.
+
+    \b
+    Example:
+        endora convert-legacy network-snapshot-025000.pkl --model stylegan-v --output my-stylegan-v --trust_pickle
+        endora convert-legacy epoch=000299.ckpt --model lvdm --output my-lvdm
+    """
+    check_replaceable(output, overwrite)
+    of_lvdm = {"--resolution": resolution is not None, "--last_weights": last_weights}
+    for flag in (flag for flag, is_given in of_lvdm.items() if is_given and model != "lvdm"):
+        raise ValueError(f"{flag}: is for --model lvdm alone; {model} has no such setting.")
+    if not checkpoint.is_file():
+        raise ValueError(f"{checkpoint}: is no file; expected a checkpoint of the official code.")
+    if model != "lvdm" and not trust_pickle:
+        raise ValueError(
+            f"{checkpoint}: a network pickle brings Python code along, which the official loader runs; this command "
+            "does not run it, but open only what you trust: add --trust_pickle."
+        )
+
+    from .baselines.legacy_conversion import convert_lvdm_checkpoint, convert_network_pickle
+    from .hub import write_conversion_record
+
+    if model == "lvdm":
+        converted = convert_lvdm_checkpoint(checkpoint, resolution or 128, not last_weights)
+    else:
+        converted = convert_network_pickle(checkpoint, model)
+    with folder_written_atomically(output) as temporary:
+        converted.pipeline.save_pretrained(temporary)
+        if converted.discriminator is not None:
+            converted.discriminator.save_pretrained(temporary / "discriminator")
+        write_conversion_record(temporary, checkpoint, model=model)
+    if converted.note is not None:
+        typer.echo(f"note: {converted.note}")
+    kind = kind_of_pipeline(converted.pipeline)
+    main = getattr(converted.pipeline, kind.main)
+    size = "x".join(str(side) for side in trained_size(converted.pipeline))
+    millions = sum(parameter.numel() for parameter in main.parameters()) / 1e6
+    typer.echo(f"{output}: {kind.class_name}, {size} pixels, {millions:.1f} M parameters in its {kind.main}")
+
+
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A pipeline folder, or the folder of its transformer.")],
@@ -697,7 +768,7 @@ def publish(
         typer.Option(
             "--license",
             help="Licence of the model, as the Hub writes it: mit, cc-by-nc-4.0, ... Required for a converted "
-            "checkpoint, as the official code and weights state none. There is no default.",
+            "checkpoint, as the official weights come without one or for non-commercial use. There is no default.",
         ),
     ] = None,
     report: Annotated[
@@ -722,9 +793,10 @@ def publish(
 ) -> None:
     """Publish a pipeline folder, or a LoRA, on the Hugging Face Hub, in one commit.
 
-    The folder is checked first. Uploaded are the models (safetensors), the model card, the self-contained pipeline.py,
-    the training's arguments, results and logs without local paths and tokens, and a sample clip; nothing in the folder
-    is changed. What was interrupted goes on where it stopped. The token is that of `hf auth login` or HF_TOKEN.
+    The folder is checked first. Uploaded are the models (safetensors), the model card, for Endora the self-contained
+    pipeline.py (a baseline needs the package), the training's arguments, results and logs without local paths and
+    tokens, and a sample clip; nothing in the folder is changed. What was interrupted goes on where it stopped. The
+    token is that of `hf auth login` or HF_TOKEN.
 
     \b
     Example:

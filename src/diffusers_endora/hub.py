@@ -178,6 +178,10 @@ def upload(
     api = HfApi(token=token)
     message = f"Upload with diffusers-endora {__version__}" + (f" ({tag})" if tag else "")
 
+    def is_owned(name: str) -> bool:
+        folder, slash, _ = name.partition("/")
+        return folder in publication.owned_folders if slash else name in publication.owned_files
+
     def commit() -> Any:
         head = api.repo_info(repo_id, revision=revision).sha
         held = api.list_repo_files(repo_id, revision=head)
@@ -185,9 +189,7 @@ def upload(
         removals = [
             CommitOperationDelete(name, is_folder=False)
             for name in held
-            if name not in publication.files and (
-                ("/" in name and name.partition("/")[0] in publication.owned_folders) or name in publication.owned_files
-            )
+            if name not in publication.files and is_owned(name)
         ]
         api.preupload_lfs_files(repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False)
         return api.create_commit(

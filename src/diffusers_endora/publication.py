@@ -221,9 +221,7 @@ def components_of(folder: Path, kind: PipelineKind) -> list[str]:
     """The folders of a pipeline's parts: those that its class needs, and what else of its own the index names."""
     index = read_index(folder)
     components = [
-        name
-        for name in kind.models
-        if name not in kind.optional_models or (index.get(name) or [None])[-1] is not None
+        name for name in kind.models if name not in kind.optional_models or (index.get(name) or [None])[-1] is not None
     ]
     return sorted([*components, *(["scheduler"] if kind.has_scheduler else [])])
 
