@@ -327,6 +327,24 @@ def test_generate_from_given_frames(endora, refused, model_folder, tmp_path):
     assert "none.png" in line
 
 
+def test_another_autoencoder_decodes(endora, refused, model_folder, vae_folder, tmp_path):
+    other = AutoencoderTiny.from_pretrained(vae_folder)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    other.save_pretrained(tmp_path / "other")
+    options = ("--num_inference_steps", 2, "--format", "png", "--num_frames", 2)
+    code = endora("generate", model_folder, "--output", tmp_path / "clips", *options, "--vae", tmp_path / "other")[0]
+    assert code == 0
+    pipeline = EndoraPipeline.from_pretrained(model_folder, vae=other.eval())
+    generator = torch.Generator().manual_seed(0)
+    expected = pipeline(num_inference_steps=2, num_frames=2, generator=generator, return_dict=False)[0][0]
+    written = read_frames(tmp_path / "clips/clip_0000", range(2))
+    assert np.array_equal(written, np.stack([np.asarray(frame) for frame in expected]))
+    line = refused("generate", model_folder, "--output", tmp_path / "none", *options, "--vae", tmp_path / "nowhere")
+    assert "nowhere" in line
+
+
 @pytest.mark.slow
 def test_generate_by_openvino(endora, refused, model_folder, tmp_path):
     pytest.importorskip("openvino")

@@ -135,6 +135,14 @@ def generate(
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... Without it, a GPU where there is one.")
     ] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            "--vae",
+            help="Folder or Hub id of another autoencoder of the same latents, such as a tiny one (of Stable "
+            "Diffusion's: madebyollin/taesd): decodes faster, with less detail. Without it, the model's own.",
+        ),
+    ] = None,
     backend: Annotated[
         Literal["torch", "openvino"],
         typer.Option("--backend", help="openvino: faster on a CPU; bfloat16 is then its own."),
@@ -177,6 +185,7 @@ def generate(
     from .data.contact_sheet import save_contact_sheet
     from .data.provenance import hash_of_weights, mark_as_synthetic, synthetic_metadata
     from .data.video_io import write_video
+    from .models.autoencoder import load_vae
 
     # 1. The pipeline
     diffusers.utils.logging.disable_progress_bar()  # of loading three components; sampling keeps its own
@@ -199,10 +208,13 @@ def generate(
         source = model
     kind = kind_of(source)  # before anything large is downloaded
     taken = refuse_what_it_does_not_take(kind, given_flags(context), backend)
+    if vae is not None and kind is not ENDORA:
+        raise ValueError(f"--vae: is for EndoraPipeline alone; {kind.class_name} has no such part.")
     folder = source if Path(source).is_dir() else pipeline_class(kind).download(source)
     is_openvino = backend == "openvino"
     loaded_dtype = torch.float32 if is_openvino and dtype == "bfloat16" else getattr(torch, dtype)
-    pipeline: Any = pipeline_class(kind).from_pretrained(folder, dtype=loaded_dtype).to(target)
+    parts = {} if vae is None else {"vae": load_vae(vae).to(loaded_dtype)}
+    pipeline: Any = pipeline_class(kind).from_pretrained(folder, dtype=loaded_dtype, **parts).to(target)
     if is_openvino:
         from .openvino_backend import use_openvino
 
