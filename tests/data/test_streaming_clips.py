@@ -349,6 +349,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_under_accelerate(folder, tmp_path):
     script = tmp_path / "share.py"
     script.write_text(SHARE)

@@ -179,6 +179,7 @@ def test_resuming_across_epochs_with_accumulation_is_exact(material, tmp_path, o
     assert results[0]["averaged_steps"] == 5
 
 
+@pytest.mark.slow
 def test_processes_and_accumulation_share_out_the_same_steps(material, tmp_path):
     options = {"max_train_steps": 20, "checkpointing_steps": 1, "validation_steps": 99, "class_conditional": True}
     options |= {"checkpoints_total_limit": 20, "logging_steps": 20}

@@ -221,6 +221,7 @@ shared_state().destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_report_of_one(run, corpora, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -89,6 +89,7 @@ def test_what_is_no_clip_is_refused(clips, message):
         fvd.update(clips, real=True)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_distance_of_the_whole(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
