@@ -217,5 +217,5 @@ def test_render_phantom_takes_the_seeds_of_a_split(tmp_path):
     assert (tmp_path / paths[0]).stat().st_mtime_ns == stamp  # it stays
     frames = render_phantom_clip(9, 2, 16, 16, polyp=False, instrument=False).frames
     assert abs(read_frames(tmp_path / paths[0], range(2)).astype(int) - frames).mean() < 10
-    with pytest.raises(SystemExit, match="holds videos of {'split': 'test', 'num_frames': 2, 'size': 16}"):
+    with pytest.raises(SystemExit, match=r"holds videos of {'split': 'test', 'num_frames': 2, 'size': 16}"):
         run_main(script, [*flags, "--split", "train"])

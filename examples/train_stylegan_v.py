@@ -1,0 +1,39 @@
+"""Trains StyleGAN-V (Skorokhodov et al. 2022, https://arxiv.org/abs/2112.14683), a baseline of Endora's paper.
+
+    accelerate launch examples/train_stylegan_v.py --train_data_dir VIDEOS --output_dir OUT
+
+The defaults are the official configuration at 128 pixels: steps of 64 clips on each device, of each of which the
+discriminator sees 3 frames; Adam at 0.0025, R1 in every 16th step, adaptive augmentation of real and generated clips,
+and a moving average of the generator with a half-life of 312.5 steps. `--preset demo` trains small networks at 64
+pixels on a CPU. `--config` takes flags from a yaml file.
+
+Corpora, checkpoints, validation and publication are those of train_endora.py, with the same flags. Every random number
+is a function of the seed and the step, so that a training that was stopped goes on as if it had not been.
+"""
+
+import sys
+
+from diffusers_endora import StyleGANVDiscriminator, StyleGANVGenerator, StyleGANVPipeline
+from diffusers_endora.baselines.gan_arguments import parse_gan_arguments
+from diffusers_endora.baselines.gan_trainer import GANRecipe, train
+
+RECIPE = GANRecipe(
+    name="StyleGAN-V",
+    script="train_stylegan_v.py",
+    generator=StyleGANVGenerator,
+    discriminator=StyleGANVDiscriminator,
+    pipeline=StyleGANVPipeline,
+    r1_gamma=None,  # by resolution and clips of a step
+    rotates=True,
+)
+
+
+def main() -> None:
+    """Trains as the command line says; see the module's docstring."""
+    args = parse_gan_arguments("Trains StyleGAN-V on a folder of videos or a Hugging Face video dataset.")
+    if code := train(args, RECIPE):
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
