@@ -43,6 +43,7 @@ from diffusers_endora.baselines.lvdm.stage_networks import (
     completing_unet,
     follow_pipeline,
     for_completion,
+    load_autoencoder,
     new_autoencoder,
     new_unet,
     official_ddim,
@@ -70,7 +71,7 @@ def main() -> None:
         if args.stage in ("prediction", "interpolation"):
             train_for_long_videos(args, accelerator, resume_from)
         elif args.stage == "denoiser":
-            autoencoder = LVDMAutoencoder.from_pretrained(args.pretrained_autoencoder)
+            autoencoder = load_autoencoder(args.pretrained_autoencoder)
             train_denoiser(args, accelerator, resume_from, *load_clips(args), autoencoder)
         elif args.stage == "autoencoder":
             train_autoencoder(args, accelerator, resume_from, *load_clips(args), new_autoencoder(args))

@@ -111,7 +111,7 @@ def test_mostgan_v_trains_with_a_preset_in_a_config(material, tmp_path, capsys):
     assert frames.shape == (1, 5, 3, 32, 32)
     facts = json.loads((tmp_path / "out" / "training.json").read_text())
     assert facts["results"]["r1_gamma"] == 2.5
-    assert facts["arguments"]["augmentation_clips"] == 20_000  # the preset's
+    assert facts["arguments"]["ema_rampup"] == 0.05  # the preset's
     assert "1 steps, R1 gamma 2.5" in capsys.readouterr().out
 
 
@@ -167,9 +167,9 @@ def test_the_defaults_are_the_official_configuration():
     assert (args.resolution, args.num_frames, args.train_batch_size, args.learning_rate) == (128, 16, 64, 0.0025)
     assert (args.channel_base, args.channel_max, args.code_dim, args.motion_z_distance) == (16384, 512, 512, 16)
     assert (args.augmentation, args.augmentation_target, args.augmentation_clips) == (True, 0.6, 100_000)
-    assert args.ema_rampup is None
+    assert (args.r1_gamma, args.ema_rampup) == (None, None)
     demo = parse_gan_arguments("", ["--train_data_dir=VIDEOS", "--output_dir=OUT", "--preset=demo", "--code_dim=32"])
-    assert (demo.resolution, demo.code_dim, demo.ema_rampup) == (64, 32, 0.05)
+    assert (demo.resolution, demo.code_dim, demo.r1_gamma, demo.ema_rampup) == (64, 32, 2, 0.05)
 
 
 @pytest.mark.slow

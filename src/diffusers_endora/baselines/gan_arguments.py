@@ -22,8 +22,7 @@ FRAMES_PER_CLIP = 3  # that the discriminator sees (StyleGAN-V, section 3.3, and
 MINIBATCH_GROUP = 4  # clips that the discriminator compares, by its minibatch standard deviation
 
 # Flags that are not given. "paper" is the official configuration: 25 million frames in steps of 64 clips of 3 frames,
-# a half-width StyleGAN2 below 512 pixels, and augmentation that gets from 0 to 1 in 100,000 clips. "demo" learns
-# something on a CPU within half an hour.
+# a half-width StyleGAN2 below 512 pixels. "demo" learns something on a CPU within half an hour.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "resolution": 128,
@@ -32,7 +31,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "channel_base": 16384,
         "channel_max": 512,
         "code_dim": 512,
-        "augmentation_clips": 100_000,
     },
     "demo": {
         "resolution": 64,
@@ -41,7 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "channel_base": 1024,
         "channel_max": 64,
         "code_dim": 128,
-        "augmentation_clips": 20_000,
+        "r1_gamma": 2.0,  # by the official rule 0.2, with which few steps teach less
         "ema_rampup": 0.05,  # the average soon forgets the first weights
     },
 }
@@ -121,12 +119,13 @@ def _add_optimisation(group: Any) -> None:
     group.add_argument(
         "--r1_gamma",
         type=float,
-        help="weight of R1; if not given 10 for MoStGAN-V, for StyleGAN-V 0.0002 x resolution^2 / clips of a step",
+        help="weight of R1; if not given 2 for demo, else 10 for MoStGAN-V and 0.0002 x resolution^2 / "
+        "clips of a step for StyleGAN-V",
     )
     group.add_argument("--augmentation", action=SWITCH, default=True, help="adaptive discriminator augmentation")
     group.add_argument("--augmentation_target", type=float, default=0.6, help="mean sign of the logits of real clips")
     group.add_argument(
-        "--augmentation_clips", type=int, help="clips in which its probability gets from 0 to 1, or the preset's"
+        "--augmentation_clips", type=int, default=100_000, help="clips in which its probability gets from 0 to 1"
     )
     group.add_argument(
         "--ema_kimg",

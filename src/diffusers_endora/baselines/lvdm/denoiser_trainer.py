@@ -144,7 +144,7 @@ class DenoiserTrainer(StageTrainer):
         options: dict[str, Any] = {"lr": args.learning_rate, "weight_decay": args.adam_weight_decay}
         if args.optimizer == "muon":
             return KernelMuon(model, model.conv_out.weight, **options)
-        return torch.optim.AdamW(model.parameters(), **options)
+        return torch.optim.AdamW(model.parameters(), **options, fused=True)
 
     @property
     def unet(self) -> LVDMUNet3DModel:

@@ -2,6 +2,8 @@
 
 import argparse
 import copy
+import json
+from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
@@ -20,6 +22,20 @@ def new_autoencoder(args: argparse.Namespace) -> LVDMAutoencoder:
     """An autoencoder of the preset's size."""
     torch.manual_seed(args.seed)  # the same initial weights in every process
     return LVDMAutoencoder(base_channels=args.autoencoder_channels, **AUTOENCODERS[args.preset])
+
+
+def load_autoencoder(folder: str) -> LVDMAutoencoder:
+    """The autoencoder of `--pretrained_autoencoder`: what the first stage wrote, or one in a pipeline's folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for path in (Path(folder), Path(folder) / "autoencoder"):
+        if (path / "config.json").is_file():
+            config = json.loads((path / "config.json").read_text())
+            if config.get("_class_name") == LVDMAutoencoder.__name__:
+                return LVDMAutoencoder.from_pretrained(path)
+    raise ValueError(f"--pretrained_autoencoder {folder}: expected the folder of an LVDMAutoencoder.")
 
 
 def new_unet(args: argparse.Namespace, autoencoder: LVDMAutoencoder, num_classes: int | None) -> LVDMUNet3DModel:
