@@ -26,12 +26,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.clips import ClipDataset
-from ..data.contact_sheet import save_contact_sheet
-from ..data.provenance import synthetic_metadata
-from ..data.video_io import VideoError, write_video
+from ..data.video_io import VideoError
 from ..files import replacing_entries
 from ..hub import save_model_card
-from ..metrics.feature_extractors import hash_weights
 from ..training.checkpoints import AVERAGE, checkpoint_step, remove_leftovers, save_checkpoint, set_aside_after
 from ..training.ema import MovingAverage
 from ..training.processes import by_main_process
@@ -143,41 +140,11 @@ class GANLog(TrainingLog):
 class GANValidation(Validation):
     """Clips of fixed seeds from the averaged generator, a contact sheet of them, and on request their FVD."""
 
-    def __call__(self, weights: dict[str, torch.Tensor], folder: Path, step: int, is_last: bool) -> dict[str, float]:
-        """Writes clips into `folder`; returns numbers for the trackers.
+    def trained_part(self, pipeline: Any) -> torch.nn.Module:
+        return pipeline.generator
 
-        Args:
-            weights: of the generator.
-            step: that they are of.
-            is_last: whether the training ends with it.
-        """
-        args = self.args
-        pipeline: Any = self.assemble(weights).to(self.accelerator.device)
-        clips = self.sample(pipeline, args.num_validation_clips)
-        folder.mkdir(parents=True, exist_ok=True)
-        name = args.hub_model_id or Path(args.output_dir).name
-        metadata = synthetic_metadata(f"{name}, step {step}", f"{hash_weights(pipeline.generator)} (of the tensors)")
-        for index, clip in enumerate(clips):
-            write_video(folder / f"clip_{index}.mp4", clip, fps=args.fps, metadata=metadata)
-        self._show(clips, save_contact_sheet(folder / "contact_sheet.png", clips), step)
-        every = args.validation_fvd_steps
-        is_due = is_last or (every is not None and step % every == 0)
-        return {"fvd": self.fvd(pipeline)} if args.validation_fvd is not None and is_due else {}
-
-    def sample(self, pipeline: Any, num_clips: int) -> np.ndarray:
-        """Clips of the seeds from `--seed` on, uint8 `(num_clips, F, H, W, 3)`; of all classes in turn."""
-        sampled = []
-        for first in range(0, num_clips, 8):
-            seeds = range(first, min(first + 8, num_clips))
-            frames = pipeline(
-                batch_size=len(seeds),
-                class_labels=None if self.num_classes is None else [seed % self.num_classes for seed in seeds],
-                generator=[torch.Generator().manual_seed(self.args.seed + seed) for seed in seeds],
-                output_type="np",
-                return_dict=False,
-            )[0]
-            sampled.append((np.asarray(frames) * 255).round().astype(np.uint8))
-        return np.concatenate(sampled)
+    def sampling_options(self, pipeline: Any) -> dict[str, Any]:
+        return {}
 
 
 # --- the training ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from ..data.contact_sheet import save_contact_sheet
 from ..data.provenance import synthetic_metadata
 from ..data.video_io import read_image, write_video
 from ..metrics.feature_extractors import hash_weights
-from ..pipelines.pipeline_endora import EndoraPipeline
 
 
 class Validation:
@@ -34,7 +33,7 @@ class Validation:
     def __init__(
         self,
         args: argparse.Namespace,
-        assemble: Callable[[dict[str, torch.Tensor]], EndoraPipeline],
+        assemble: Callable[[dict[str, torch.Tensor]], Any],
         num_classes: int | None,
         held_out: ClipDataset | None,
         accelerator: Any,
@@ -59,7 +58,7 @@ class Validation:
         """Writes clips into `folder`; returns numbers for the trackers.
 
         Args:
-            weights: of the transformer.
+            weights: of what is trained.
             step: that they are of.
             is_last: whether the training ends with it.
         """
@@ -69,7 +68,9 @@ class Validation:
         clips = self.sample(pipeline, args.num_validation_clips)
         folder.mkdir(parents=True, exist_ok=True)
         name = args.hub_model_id or Path(args.output_dir).name
-        metadata = synthetic_metadata(f"{name}, step {step}", f"{hash_weights(pipeline.transformer)} (of the tensors)")
+        metadata = synthetic_metadata(
+            f"{name}, step {step}", f"{hash_weights(self.trained_part(pipeline))} (of the tensors)"
+        )
         for index, clip in enumerate(clips):
             write_video(folder / f"clip_{index}.mp4", clip, fps=args.fps, metadata=metadata)
         sheet = save_contact_sheet(folder / "contact_sheet.png", clips)
@@ -78,14 +79,22 @@ class Validation:
         is_due = is_last or (every is not None and step % every == 0)
         return {"fvd": self.fvd(pipeline)} if args.validation_fvd is not None and is_due else {}
 
-    def sample(self, pipeline: EndoraPipeline, num_clips: int) -> np.ndarray:
+    def trained_part(self, pipeline: Any) -> torch.nn.Module:
+        """The network of a pipeline that is trained."""
+        return pipeline.transformer
+
+    def sampling_options(self, pipeline: Any) -> dict[str, Any]:
+        """What a pipeline is called with beside seeds and classes."""
+        return {"num_inference_steps": self.args.validation_inference_steps}
+
+    def sample(self, pipeline: Any, num_clips: int) -> np.ndarray:
         """Clips of the seeds from `--seed` on, uint8 `(num_clips, F, H, W, 3)`."""
         sampled = []
         for first in range(0, num_clips, 8):
             seeds = range(first, min(first + 8, num_clips))
             frames = pipeline(
                 batch_size=len(seeds),
-                num_inference_steps=self.args.validation_inference_steps,
+                **self.sampling_options(pipeline),
                 class_labels=None if self.num_classes is None else [seed % self.num_classes for seed in seeds],
                 generator=[torch.Generator().manual_seed(self.args.seed + seed) for seed in seeds],
                 output_type="np",
@@ -94,7 +103,7 @@ class Validation:
             sampled.append((np.asarray(frames) * 255).round().astype(np.uint8))
         return np.concatenate(sampled)
 
-    def fvd(self, pipeline: EndoraPipeline) -> float:
+    def fvd(self, pipeline: Any) -> float:
         """FVD between as many sampled and held-out clips as `--validation_fvd` says, at most those there are."""
         assert self.held_out is not None
         assert self.metric is not None

@@ -6,15 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from ...data.clips import ClipDataset
-from ...data.contact_sheet import save_contact_sheet
-from ...data.provenance import synthetic_metadata
-from ...data.video_io import write_video
 from ...metrics.feature_extractors import hash_weights
 from ...training.checkpoints import AVERAGE
 from ...training.ema import MovingAverage
@@ -34,7 +30,6 @@ STATISTICS_CLIPS = 256  # that the scale and the shift of latents are measured o
 NOISE_LEVELS = 250  # of given latents (`max_noise_level` of the official configs)
 GIVEN_NOISE_LEVEL = 100  # of sampled long videos, as in the official script
 LATENT_FACTS = "latents.json"  # in a checkpoint
-SAMPLED_AT_A_TIME = 8  # clips
 
 
 class Completion(NamedTuple):
@@ -282,44 +277,17 @@ class LVDMValidation(Validation):
         super().__init__(args, assemble, num_classes, held_out, accelerator)
         self.completion = completion
 
-    def __call__(self, weights: dict[str, torch.Tensor], folder: Path, step: int, is_last: bool) -> dict[str, float]:
-        """Writes clips into `folder`; returns numbers for the trackers. See there."""
-        args = self.args
-        pipeline: Any = self.assemble(weights).to(self.accelerator.device)
-        pipeline.set_progress_bar_config(disable=True)
-        clips = self.sample(pipeline, args.num_validation_clips)
-        trained = getattr(pipeline, "unet" if self.completion is None else self.completion.component)
-        name = args.hub_model_id or Path(args.output_dir).name
-        metadata = synthetic_metadata(f"{name}, step {step}", f"{hash_weights(trained)} (of the tensors)")
-        for index, clip in enumerate(clips):
-            write_video(folder / f"clip_{index}.mp4", clip, fps=args.fps, metadata=metadata)
-        sheet = save_contact_sheet(folder / "contact_sheet.png", clips)
-        self._show(clips, sheet, step)
-        every = args.validation_fvd_steps
-        is_due = is_last or (every is not None and step % every == 0)
-        return {"fvd": self.fvd(pipeline)} if args.validation_fvd is not None and is_due else {}
+    def trained_part(self, pipeline: Any) -> torch.nn.Module:
+        return getattr(pipeline, "unet" if self.completion is None else self.completion.component)
 
-    def sample(self, pipeline: Any, num_clips: int) -> np.ndarray:
-        """Clips of the seeds from `--seed` on, uint8 `(num_clips, F, H, W, 3)`."""
-        options: dict[str, Any] = {}
-        if self.completion is not None:
-            long_video_frames = 2 * pipeline.prediction_unet.config.num_frames - 1  # a clip and its continuation
-            if pipeline.interpolation_unet is not None:
-                stride = pipeline.interpolation_unet.config.num_frames - 1
-                long_video_frames = (pipeline.prediction_unet.config.num_frames - 1) * stride + 1
-            factor = pipeline.autoencoder.config.temporal_factor
-            options = {"num_frames": long_video_frames * factor, "given_noise_level": GIVEN_NOISE_LEVEL}
-        sampled = []
-        for first in range(0, num_clips, SAMPLED_AT_A_TIME):
-            seeds = range(self.args.seed + first, self.args.seed + min(first + SAMPLED_AT_A_TIME, num_clips))
-            frames = pipeline(
-                batch_size=len(seeds),
-                num_inference_steps=self.args.validation_inference_steps,
-                class_labels=None if self.num_classes is None else [seed % self.num_classes for seed in seeds],
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                output_type="np",
-                return_dict=False,
-                **options,
-            )[0]
-            sampled.append((np.asarray(frames) * 255).round().astype(np.uint8))
-        return np.concatenate(sampled)
+    def sampling_options(self, pipeline: Any) -> dict[str, Any]:
+        """Those of short clips; of a completion, also a length that needs it, and the noise on given frames."""
+        options = super().sampling_options(pipeline)
+        if self.completion is None:
+            return options
+        num_frames = 2 * pipeline.prediction_unet.config.num_frames - 1  # a clip and its continuation
+        if pipeline.interpolation_unet is not None:
+            stride = pipeline.interpolation_unet.config.num_frames - 1
+            num_frames = (pipeline.prediction_unet.config.num_frames - 1) * stride + 1
+        factor = pipeline.autoencoder.config.temporal_factor
+        return {**options, "num_frames": num_frames * factor, "given_noise_level": GIVEN_NOISE_LEVEL}
