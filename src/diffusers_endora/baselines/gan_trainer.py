@@ -22,7 +22,6 @@ from accelerate import Accelerator, DistributedType, init_empty_weights
 from diffusers import DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.clips import ClipDataset
@@ -33,8 +32,8 @@ from ..training.checkpoints import AVERAGE, checkpoint_step, remove_leftovers, s
 from ..training.ema import MovingAverage
 from ..training.processes import by_main_process
 from ..training.setup import begin, end_training, load_clips, make_accelerator, publish, start_trackers
-from ..training.trainer import RUN_FACTS, BadStep
-from ..training.training_clips import TrainingClips
+from ..training.trainer import RUN_FACTS, BadStep, state_of_same_run
+from ..training.training_clips import TrainingClips, batches_from
 from ..training.training_log import TrainingLog
 from ..training.validation import Validation
 from .gan_arguments import FRAMES_PER_CLIP
@@ -393,16 +392,8 @@ class GANTrainer:
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of this process from the step that the training is at."""
-        workers = self.args.dataloader_num_workers
-        loader = DataLoader(
-            self.clips,
-            batch_size=self.args.train_batch_size,
-            sampler=range(self.step * self.clips_per_step, len(self.clips)),
-            num_workers=workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            prefetch_factor=2 if workers else None,
-        )
-        return iter(self.accelerator.prepare_data_loader(loader))
+        first, workers = self.step * self.clips_per_step, self.args.dataloader_num_workers
+        return batches_from(self.clips, first, self.args.train_batch_size, workers, self.accelerator)
 
     # --- reports -----------------------------------------------------------------------------------------------------
 
@@ -520,13 +511,7 @@ class GANTrainer:
             ValueError: it is of another training; what differs is named.
         """
         # 1. Is it of this training?
-        if not (checkpoint / RUN_FACTS).is_file():
-            raise ValueError(f"{checkpoint} has no {RUN_FACTS}: expected a checkpoint of this script.")
-        state = json.loads((checkpoint / RUN_FACTS).read_text())
-        facts = json.loads(json.dumps(self.facts()))
-        if differing := [name for name in facts if state["facts"].get(name) != facts[name]]:
-            changes = ", ".join(f"{name} was {state['facts'].get(name)} and is {facts[name]}" for name in differing)
-            raise ValueError(f"{checkpoint} is of another training: {changes}.")
+        state = state_of_same_run(checkpoint, self.facts())
         if checkpoint_step(checkpoint) > self.args.max_train_steps:
             raise ValueError(
                 f"{checkpoint} is beyond --max_train_steps {self.args.max_train_steps}: expected as many or more."

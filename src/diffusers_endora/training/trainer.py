@@ -17,7 +17,6 @@ from accelerate import Accelerator, DistributedType
 from diffusers.optimization import get_scheduler
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.clips import ClipDataset
@@ -41,7 +40,7 @@ from .muon import MuonWithAdamW
 from .objective import coefficients, sample_timesteps
 from .processes import by_main_process
 from .sharding import full_tensor, prepare_to_shard, reshard
-from .training_clips import TrainingClips
+from .training_clips import TrainingClips, batches_from
 from .training_log import TrainingLog
 from .training_model import Losses, TrainingModel, drop_labels, use_plain_attention
 
@@ -350,16 +349,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of this process from the step that the training is at."""
-        workers = self.args.dataloader_num_workers
-        loader = DataLoader(
-            self.clips,
-            batch_size=self.args.train_batch_size,
-            sampler=range(self.step * self.clips_per_step, len(self.clips)),
-            num_workers=workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            prefetch_factor=2 if workers else None,
-        )
-        return iter(self.accelerator.prepare_data_loader(loader))
+        first, workers = self.step * self.clips_per_step, self.args.dataloader_num_workers
+        return batches_from(self.clips, first, self.args.train_batch_size, workers, self.accelerator)
 
     # --- reports -----------------------------------------------------------------------------------------------------
 
@@ -621,6 +612,22 @@ class Trainer:
         uniform = (torch.arange(num_timesteps) + 0.5) / num_timesteps
         timesteps = sample_timesteps(self.scheduler, uniform, args.timestep_density, args.logit_mean, args.logit_std)
         return baseline.expected_error(*coefficients(self.scheduler, timesteps))
+
+
+def state_of_same_run(checkpoint: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's `run.json` says, if it is of the training that `facts` describe.
+
+    Raises:
+        ValueError: it is of another training; what differs is named.
+    """
+    if not (checkpoint / RUN_FACTS).is_file():
+        raise ValueError(f"{checkpoint} has no {RUN_FACTS}: expected a checkpoint of this script.")
+    state = json.loads((checkpoint / RUN_FACTS).read_text())
+    facts = json.loads(json.dumps(facts))
+    if differing := [name for name in facts if state["facts"].get(name) != facts[name]]:
+        changes = ", ".join(f"{name} was {state['facts'].get(name)} and is {facts[name]}" for name in differing)
+        raise ValueError(f"{checkpoint} is of another training: {changes}.")
+    return state
 
 
 class _LastStep(NamedTuple):

@@ -1,10 +1,11 @@
 """The sequence of clips that a training sees, with the random numbers of each."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ..data.clips import ClipDataset
 from .feature_cache import FeatureCache
@@ -99,6 +100,21 @@ class TrainingClips(Dataset[dict[str, Any]]):
         first = int(self.dataset.item_without_pixels(epoch, place, frozenset())["frame_ids"][0])
         name, frame = self.dataset.frame_of(first)
         return f"{name} from frame {frame} (epoch {epoch}, item {place})"
+
+
+def batches_from(
+    clips: TrainingClips, first: int, batch_size: int, num_workers: int, accelerator: Any
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The batches of this process from the clip at position `first` on, on its device."""
+    loader = DataLoader(
+        clips,
+        batch_size=batch_size,
+        sampler=range(first, len(clips)),
+        num_workers=num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        prefetch_factor=2 if num_workers else None,
+    )
+    return iter(accelerator.prepare_data_loader(loader))
 
 
 def _seed_of(seed: int, position: int) -> int:

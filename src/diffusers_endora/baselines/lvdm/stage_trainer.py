@@ -15,13 +15,13 @@ import torch
 import torch.nn as nn
 from accelerate import Accelerator, DistributedType
 from diffusers.optimization import get_scheduler
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ...data.clips import ClipDataset
 from ...training.checkpoints import checkpoint_step, remove_leftovers, save_checkpoint, set_aside_after
 from ...training.processes import by_main_process
-from ...training.trainer import RUN_FACTS, BadStep
+from ...training.trainer import RUN_FACTS, BadStep, state_of_same_run
+from ...training.training_clips import batches_from
 from ...training.training_log import TrainingLog
 from .latent_clips import LatentClips
 
@@ -230,16 +230,8 @@ class StageTrainer:
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The batches of this process from the step that the training is at."""
-        workers = self.args.dataloader_num_workers
-        loader = DataLoader(
-            self.clips,
-            batch_size=self.clips_per_batch,
-            sampler=range(self.step * self.clips_per_step, len(self.clips)),
-            num_workers=workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            prefetch_factor=2 if workers else None,
-        )
-        return iter(self.accelerator.prepare_data_loader(loader))
+        first, workers = self.step * self.clips_per_step, self.args.dataloader_num_workers
+        return batches_from(self.clips, first, self.clips_per_batch, workers, self.accelerator)
 
     # --- reports -----------------------------------------------------------------------------------------------------
 
@@ -320,13 +312,7 @@ class StageTrainer:
         Raises:
             ValueError: it is of another training; what differs is named.
         """
-        if not (checkpoint / RUN_FACTS).is_file():
-            raise ValueError(f"{checkpoint} has no {RUN_FACTS}: expected a checkpoint of this script.")
-        state = json.loads((checkpoint / RUN_FACTS).read_text())
-        facts = json.loads(json.dumps(self.facts()))
-        if differing := [name for name in facts if state["facts"].get(name) != facts[name]]:
-            changes = ", ".join(f"{name} was {state['facts'].get(name)} and is {facts[name]}" for name in differing)
-            raise ValueError(f"{checkpoint} is of another training: {changes}.")
+        state = state_of_same_run(checkpoint, self.facts())
         if checkpoint_step(checkpoint) > self.max_train_steps:
             raise ValueError(
                 f"{checkpoint} is of step {checkpoint_step(checkpoint)}: expected at most the {self.max_train_steps} "
