@@ -1,6 +1,6 @@
 """Time of the baselines' networks against straightforward ones, and the operations of a clip of each system.
 
-    python benchmarks/baselines.py
+    python benchmarks/baselines.py [--device cuda]
 
 At the size of the papers, 128 pixels: a clip of 16 frames by the generators of StyleGAN-V and MoStGAN-V and by a call
 of LVDM's UNet, and a whole training step of each: for the GANs the trainer's own, with generator, discriminator,
@@ -20,6 +20,7 @@ with one.
 import argparse
 import contextlib
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -129,6 +130,13 @@ def straightforward() -> Iterator[None]:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
+def finished(device: torch.device) -> float:
+    """The time when the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def compare(name: str, run: Callable[[], torch.Tensor], num_pairs: int) -> str:
     """A row of the table: seconds and ratio of `run` as it is and as the reference."""
     ours = run()
@@ -141,18 +149,19 @@ def compare(name: str, run: Callable[[], torch.Tensor], num_pairs: int) -> str:
     for pair in range(num_pairs):
         for side in ("ours", "reference") if pair % 2 else ("reference", "ours"):
             with straightforward() if side == "reference" else contextlib.nullcontext():
-                start = time.perf_counter()
+                start = finished(ours.device)
                 run()
-                seconds[side].append(time.perf_counter() - start)
+                seconds[side].append(finished(ours.device) - start)
     ratios = [a / b for a, b in zip(seconds["ours"], seconds["reference"], strict=True)]
     mine, other = (statistics.median(seconds[side]) for side in ("ours", "reference"))
     spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
-    return f"| {name} | {mine:.2f} | {other:.2f} | {spread} | {difference:.0e} |"
+    return f"| {name} | {mine:.3g} | {other:.3g} | {spread} | {difference:.0e} |"
 
 
-def gan_rows(recipe: GANRecipe, folder: Path, batch_size: int, num_pairs: int) -> Iterator[str]:
+def gan_rows(recipe: GANRecipe, folder: Path, device: torch.device, batch_size: int, num_pairs: int) -> Iterator[str]:
     flags = ["--train_data_dir", str(folder / "corpus"), "--output_dir", str(folder / recipe.name)]
     flags += ["--frame_interval", "1", "--train_batch_size", str(batch_size), "--dataloader_num_workers", "0"]
+    flags += ["--no-allow_tf32"]  # so that both sides can be compared
     args = parse_gan_arguments("", flags)
     AcceleratorState._reset_state(True)
     dataset, _ = load_clips(args)
@@ -160,8 +169,8 @@ def gan_rows(recipe: GANRecipe, folder: Path, batch_size: int, num_pairs: int) -
     trainer = GANTrainer(args, make_accelerator(args), recipe, generator, discriminator, dataset)
     trainer.augment.probability.fill_(0.3)
     random = torch.Generator().manual_seed(0)
-    z, times = torch.randn(1, args.code_dim, generator=random), torch.arange(16.0)[None]
-    noise = generator.draw_motion_noise(1, 15, random)
+    z, times = torch.randn(1, args.code_dim, generator=random).to(device), torch.arange(16.0, device=device)[None]
+    noise = generator.draw_motion_noise(1, 15, random, device)
 
     @torch.no_grad()
     def forward() -> torch.Tensor:
@@ -191,13 +200,14 @@ def gan_rows(recipe: GANRecipe, folder: Path, batch_size: int, num_pairs: int) -
     yield compare(f"{recipe.name}: training step, {batch_size} clips of 3 frames", step, num_pairs)
 
 
-def lvdm_rows(num_pairs: int) -> Iterator[str]:
+def lvdm_rows(device: torch.device, num_pairs: int) -> Iterator[str]:
     torch.manual_seed(0)
-    unet, scheduler = LVDMUNet3DModel(), make_lvdm_scheduler()
+    unet, scheduler = LVDMUNet3DModel().to(device), make_lvdm_scheduler()
     for parameter in unet.parameters():  # some begin at zero, which would hide differences
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
-    latents, noise, timesteps = torch.randn(1, 4, 4, 16, 16), torch.randn(1, 4, 4, 16, 16), torch.tensor([500])
+    latents, noise = torch.randn(2, 1, 4, 4, 16, 16, device=device)
+    timesteps = torch.tensor([500], device=device)
 
     @torch.no_grad()
     def forward() -> torch.Tensor:
@@ -253,11 +263,15 @@ def operations() -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--num_pairs", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="in float32, without TF32")
     parser.add_argument("--batch_size", type=int, default=4, help="clips of a GAN's training step")
     parser.add_argument(
         "--models", nargs="+", choices=["StyleGAN-V", "MoStGAN-V", "LVDM"], default=["StyleGAN-V", "MoStGAN-V", "LVDM"]
     )
     args = parser.parse_args()
+    device = torch.device(args.device)
+    os.environ["ACCELERATE_USE_CPU"] = str(args.device == "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     print("| | M parameters | GFLOP, calls and decoding | TFLOP a clip |\n|---|---|---|---|")
     for row in operations():
         print(row)
@@ -266,10 +280,10 @@ def main() -> None:
         write_phantom_corpus(Path(folder) / "corpus", 2, num_frames=16, height=128, width=128)
         for recipe in RECIPES:
             if recipe.name in args.models:
-                for row in gan_rows(recipe, Path(folder), args.batch_size, args.num_pairs):
+                for row in gan_rows(recipe, Path(folder), device, args.batch_size, args.num_pairs):
                     print(row, flush=True)
         if "LVDM" in args.models:
-            for row in lvdm_rows(args.num_pairs):
+            for row in lvdm_rows(device, args.num_pairs):
                 print(row, flush=True)
 
 

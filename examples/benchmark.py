@@ -31,10 +31,11 @@ last is evaluated. The seconds that each took and its floating-point operations,
 are the table `training.md`. A stage that was killed goes on if its command says `--resume_from_checkpoint latest`; its
 seconds are those of all its runs.
 
-`options` are those of `endora evaluate`; a list as `protocol` makes each table for each of them. Each pair of model
-and corpus gets its full report in `output`; a pair that fails says why in its row, and the others go on. What is
-sampled or computed is kept: a second run repeats nothing. Several processes share the work:
-`torchrun --nproc_per_node 2 examples/benchmark.py benchmark.yaml`.
+`options` are those of `endora evaluate`, those of schedulers for pipelines that have one; a list as `protocol` makes
+each table for each of them. Each pair of model and corpus gets its full report in `output`; a pair that fails says why
+in its row, and the others go on. What is sampled or computed is kept: a second run repeats nothing. Several processes
+share the work: `torchrun --nproc_per_node 2 examples/benchmark.py benchmark.yaml`; trainings can run beforehand, one
+by one or side by side: `examples/benchmark.py benchmark.yaml --train_only --models Endora --corpora Colonoscopic`.
 """
 
 import argparse
@@ -48,13 +49,14 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from diffusers_endora import cli
+from diffusers_endora.baselines.registry import kind_of
 from diffusers_endora.files import written_atomically
 from diffusers_endora.metrics.distributed import shared_state
 from diffusers_endora.metrics.protocols import PROTOCOLS
@@ -64,8 +66,10 @@ from diffusers_endora.training.compute import count_training, steps_of
 logger = logging.getLogger("benchmark")
 
 PATHS = {"cache_dir", "dino_model", "i3d_weights", "inception_weights", "other_corpus", "videomae_model"}
+OF_SCHEDULERS = {"num_inference_steps", "scheduler"}  # options that some pipelines have no use for
 TRAINING = "training"  # in a model's entry, in place of its folders
-OPTIONS = set(inspect.signature(cli.evaluate).parameters) - {"real", "fake", "train", "output", "more_metrics"}
+NO_OPTIONS = {"real", "fake", "train", "output", "samples_dir", "more_metrics"}
+OPTIONS = set(inspect.signature(cli.evaluate).parameters) - NO_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,30 @@ def read_benchmark(path: Path) -> Benchmark:
     return Benchmark(output, corpora, sources, trainings, tables, protocols, options)
 
 
+def part_of(benchmark: Benchmark, models: list[str] | None, corpora: list[str] | None) -> Benchmark:
+    """A benchmark of some of its models and corpora; None: all.
+
+    Raises:
+        ValueError: a name is not in it.
+    """
+    for kind, names, known in (("model", models, benchmark.models), ("corpus", corpora, benchmark.corpora)):
+        if other := [name for name in names or [] if name not in known]:
+            raise ValueError(f"{kind} {other[0]}: expected one of {', '.join(known)}")
+    kept = {
+        model: {corpus: source for corpus, source in sources.items() if corpora is None or corpus in corpora}
+        for model, sources in benchmark.models.items()
+        if models is None or model in models
+    }
+    tables = {name: [row for row in rows if row in kept] for name, rows in benchmark.tables.items()}
+    return replace(
+        benchmark,
+        corpora={name: of for name, of in benchmark.corpora.items() if corpora is None or name in corpora},
+        models=kept,
+        trainings={name: stages for name, stages in benchmark.trainings.items() if name in kept},
+        tables={name: rows for name, rows in tables.items() if rows},
+    )
+
+
 def is_stage(stage: Any) -> bool:
     """Whether it is a command line that can be split."""
     try:
@@ -173,7 +201,10 @@ def run(benchmark: Benchmark, folder: Path, protocol: str) -> dict[tuple[str, st
                 if model in benchmark.trainings:
                     stages = train(benchmark, folder, model, corpus)
                     fake = stages[-1]["output"]
-                cli.evaluate(fake=fake, output=output, **options)
+                if cli.is_pipeline(fake) and not kind_of(fake).has_scheduler:
+                    options = {name: value for name, value in options.items() if name not in OF_SCHEDULERS}
+                samples = benchmark.output / "samples" / slug(model) / slug(corpus)  # the same for every protocol
+                cli.evaluate(fake=fake, output=output, samples_dir=samples, **options)
             except Exception as error:  # whatever it is, the other models go on
                 is_told = isinstance(error, ValueError | OSError)  # in its sentence
                 logger.error("%s on %s failed: %s", model, corpus, error, exc_info=not is_told)
@@ -188,11 +219,14 @@ def run(benchmark: Benchmark, folder: Path, protocol: str) -> dict[tuple[str, st
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def train(benchmark: Benchmark, folder: Path, model: str, corpus: str) -> list[dict[str, Any]]:
+def train(
+    benchmark: Benchmark, folder: Path, model: str, corpus: str, with_operations: bool = True
+) -> list[dict[str, Any]]:
     """Trains a model on a corpus, stage by stage; a stage that is there is not trained again.
 
     Returns:
-        For each stage its `command`, `output`, `steps`, `seconds` and `operations`, which it has in a file of its own.
+        For each stage its `command`, `output`, `steps`, `seconds`, whether it `is_finished` and, if asked for, its
+        `operations`; each has a file of its own.
 
     Raises:
         ValueError: a stage fails, or its folder was trained by another command.
@@ -212,16 +246,32 @@ def train(benchmark: Benchmark, folder: Path, model: str, corpus: str) -> list[d
         known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else stage
         if known["command"] != command:
             raise ValueError(f"{output}: was trained by another command; choose another output folder")
-        if "operations" not in known:
+        if not known.get("is_finished"):
             home.mkdir(parents=True, exist_ok=True)
-            known = {**known, **run_stage(command, output, known, record)}
+            known = run_stage(command, output, known, record)
+        if with_operations and "operations" not in known:
+            known = {**known, "operations": count_training(command)}
+            write_json(record, known)
         places[f"{{stage_{number}}}"] = str(output)
         stages.append(known)
     return stages
 
 
+def train_all(benchmark: Benchmark, folder: Path) -> int:
+    """Trains what is to be trained; returns the exit code, 1 where a training failed."""
+    code = 0
+    for model in benchmark.trainings:
+        for corpus in benchmark.models[model]:
+            try:
+                train(benchmark, folder, model, corpus, with_operations=False)
+            except ValueError as error:  # the others go on
+                logger.error("%s on %s failed: %s", model, corpus, error)
+                code = 1
+    return code
+
+
 def run_stage(command: list[str], output: Path, stage: dict[str, Any], record: Path) -> dict[str, Any]:
-    """Runs a stage to its end, keeping its record; then counts its operations.
+    """Runs a stage to its end, keeping its record.
 
     The record is written while it runs, so that the seconds of a run that was killed are not lost.
     """
@@ -243,7 +293,7 @@ def run_stage(command: list[str], output: Path, stage: dict[str, Any], record: P
     if code:
         said = record.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise ValueError(f"{Path(command[0]).name} failed: {said[-1] if said else f'exit code {code}'}")
-    stage = {**stage, "operations": count_training(command)}
+    stage = {**stage, "is_finished": True}
     write_json(record, stage)
     return stage
 
@@ -432,14 +482,20 @@ def draw_table(path: Path, rows: list[str], headers: list[str], texts: list[list
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("benchmark", type=Path, help="A yaml file, see the head of this script.")
+    parser.add_argument("--models", nargs="+", help="These alone, with the tables of them alone.")
+    parser.add_argument("--corpora", nargs="+", help="These alone.")
+    parser.add_argument("--train_only", action="store_true", help="End when the models are trained.")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         benchmark = read_benchmark(arguments.benchmark)
+        benchmark = part_of(benchmark, arguments.models, arguments.corpora)
     except ValueError as error:
         print(f"benchmark: error: {error}", file=sys.stderr)
         return 1
     benchmark.output.mkdir(parents=True, exist_ok=True)
+    if arguments.train_only:
+        return train_all(benchmark, arguments.benchmark.parent)
     succeeded = False
     for protocol in benchmark.protocols:
         outcomes = run(benchmark, arguments.benchmark.parent, protocol)

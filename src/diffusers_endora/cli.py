@@ -426,6 +426,10 @@ def evaluate(
         typer.Option("--scheduler", help="Of a pipeline, as for `endora generate`."),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Clips a pipeline samples at a time.")] = 4,
+    samples_dir: Annotated[
+        Path | None,
+        typer.Option("--samples_dir", help="Where a pipeline's clips are kept; default: in --output, samples."),
+    ] = None,
     i3d_weights: Annotated[
         str | None,
         typer.Option(
@@ -523,7 +527,7 @@ def evaluate(
         fakes += [
             sample_clips(
                 pipeline,
-                output / "samples" / f"seed_{of_set}",
+                (samples_dir or output / "samples") / f"seed_{of_set}",
                 size,
                 of_set,
                 num_inference_steps,

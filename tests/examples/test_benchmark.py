@@ -73,8 +73,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(benchmark, monkeypatch, path: Path) -> int:
-    monkeypatch.setattr("sys.argv", ["benchmark.py", str(path)])
+def run(benchmark, monkeypatch, path: Path, *flags: str) -> int:
+    monkeypatch.setattr("sys.argv", ["benchmark.py", str(path), *flags])
     return benchmark.main()
 
 
@@ -144,6 +144,36 @@ def test_a_table_for_each_protocol(benchmark, folder, monkeypatch):
         assert name in json.dumps(report["protocol"])
 
 
+def test_a_part_has_tables_of_itself(benchmark, folder, monkeypatch, capsys):
+    path = folder / "benchmark.yaml"
+    assert run(benchmark, monkeypatch, path, "--models", "Good model", "--corpora", "Blue") == 0
+    rows = list(csv.DictReader((folder / "out" / "Table_1.csv").open()))
+    assert {(row["model"], row["corpus"]) for row in rows} == {("Good model", "Blue")}
+    capsys.readouterr()
+    for flag, name in (("--models", "None"), ("--corpora", "Green")):
+        assert run(benchmark, monkeypatch, path, flag, name) == 1
+        assert f"{name}: expected one of" in capsys.readouterr().err
+
+
+def test_options_of_schedulers_are_for_pipelines_that_have_one(benchmark, folder, monkeypatch):
+    calls = []
+    monkeypatch.setattr(benchmark.cli, "evaluate", lambda **options: calls.append(options))
+    for name, kind in (("good_red", "StyleGANVPipeline"), ("good_blue", "EndoraPipeline")):
+        (folder / name / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    path = folder / "benchmark.yaml"
+    options = "{protocol: [endora-strict, endora-legacy], num_inference_steps: 50, metrics"
+    path.write_text(path.read_text().replace("{metrics", options))
+    with pytest.raises(FileNotFoundError):  # no report is written
+        run(benchmark, monkeypatch, path, "--models", "Good model", "--corpora", "Red")
+    with pytest.raises(FileNotFoundError):
+        run(benchmark, monkeypatch, path, "--models", "Good model", "--corpora", "Blue")
+    assert ["num_inference_steps" in call for call in calls] == [False, True]
+    assert [call["samples_dir"].parts[-3:] for call in calls] == [
+        ("samples", "Good_model", "Red"),  # of whatever protocol
+        ("samples", "Good_model", "Blue"),
+    ]
+
+
 TRAINED = """
 output: out
 corpora:
@@ -198,6 +228,24 @@ def test_models_are_trained_once_and_what_it_took_is_told(benchmark, trained, mo
     before = [(home / f"stage_{number}.json").stat().st_mtime_ns for number in (1, 2)]
     assert run(benchmark, monkeypatch, trained / "benchmark.yaml") == 0
     assert [(home / f"stage_{number}.json").stat().st_mtime_ns for number in (1, 2)] == before
+
+
+def test_trainings_can_run_before_the_evaluation(benchmark, trained, monkeypatch, caplog):
+    path = trained / "benchmark.yaml"
+    assert run(benchmark, monkeypatch, path, "--train_only", "--corpora", "Red") == 0
+    out = trained / "out"
+    records = sorted((out / "models").glob("*/*/stage_*.json"))
+    assert [record.parent.name for record in records] == ["Red", "Red"]
+    assert all(json.loads(record.read_text())["is_finished"] for record in records)
+    assert not any("operations" in json.loads(record.read_text()) for record in records)
+    assert not list(out.glob("*.md"))
+
+    assert run(benchmark, monkeypatch, path, "--train_only") == 1  # the corpus called blue
+    assert "Copier on Blue failed: duplicate.py failed: duplicate.py: error: not blue." in caplog.text
+    assert run(benchmark, monkeypatch, path) == 0  # trained again, the copies would find their folders there
+    assert all("operations" in json.loads(record.read_text()) for record in records)
+    rows = list(csv.DictReader((out / "Benchmark.csv").open()))
+    assert next(row for row in rows if row["corpus"] == "Red")["error"] == ""
 
 
 def test_a_model_of_another_training_is_not_taken(benchmark, trained, monkeypatch):
