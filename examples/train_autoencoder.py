@@ -40,6 +40,7 @@ from diffusers import AutoencoderKL
 from diffusers_endora.data.contact_sheet import save_contact_sheet
 from diffusers_endora.data.frames import as_pixels, load_frames
 from diffusers_endora.files import replacing_entries
+from diffusers_endora.training.muon import Muon
 from diffusers_endora.training.processes import on_cpu
 from diffusers_endora.training.resumable_steps import resumable_steps, resume
 from diffusers_endora.training.texture import texture_distance
@@ -84,8 +85,6 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--resolution {args.resolution}: expected a multiple of {multiple} pixels, 32 or more.")
     if args.decoder_only and not args.pretrained_vae:
         parser.error("--decoder_only needs --pretrained_vae.")
-    if not hasattr(torch.optim, "Muon"):
-        parser.error(f"needs torch 2.9 or newer, for Muon; this is {torch.__version__}.")
     return args
 
 
@@ -254,7 +253,7 @@ def main() -> None:
     others = [w for name, w in trained.items() if w.ndim == 1 or name == "decoder.conv_out.weight"]
     matrices = [torch.nn.Parameter(weight.data.flatten(1)) for weight in kernels]  # the same memory, as Muon takes it
     optimizers = {
-        "muon": torch.optim.Muon(matrices, lr=args.learning_rate, weight_decay=0),
+        "muon": Muon(matrices, lr=args.learning_rate),
         "adam": torch.optim.AdamW(others, lr=args.learning_rate / 30, betas=(0.9, 0.99), weight_decay=0),
     }
     optimizers = {name: accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}

@@ -57,6 +57,18 @@ def make_trainer(output_dir: Path, *more: str, precision: str = "no") -> GANTrai
     return GANTrainer(args, Accelerator(cpu=True, mixed_precision=precision), RECIPE, *networks, BrighteningClips())
 
 
+def test_frames_begin_with_the_contrast_that_was_asked_for(tmp_path):
+    full, tenth = (make_trainer(tmp_path, f"--initial_contrast={factor}") for factor in (1, 0.1))
+    assert full.discriminator.state_dict().keys() == tenth.discriminator.state_dict().keys()
+    for name, value in full.discriminator.state_dict().items():
+        torch.testing.assert_close(tenth.discriminator.state_dict()[name], value, rtol=0, atol=0)
+    z, times, labels = torch.randn(2, 8), torch.tensor([[0.0, 5], [0, 9]]), torch.tensor([0, 1])
+    noise = full.generator.draw_motion_noise(2, 15, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        frames, duller = (of.generator.eval()(z, times, labels, noise).sample for of in (full, tenth))
+    torch.testing.assert_close(duller, 0.1 * frames)
+
+
 def one_batch(trainer: GANTrainer) -> list[dict[str, torch.Tensor]]:
     return [next(trainer._batches())]
 

@@ -1,6 +1,10 @@
 """The files in examples/configs and examples/accelerate_configs say what the script and Accelerate understand."""
 
+import importlib
 import json
+import shlex
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,14 @@ from script_runs import EXAMPLES, read_log
 from test_train_endora import SCRIPT, train
 
 from diffusers_endora import EndoraTransformer3DModel
+from diffusers_endora.baselines.gan_arguments import parse_gan_arguments
+from diffusers_endora.baselines.lvdm.lvdm_arguments import make_parser, parse_lvdm_arguments
 from diffusers_endora.data.video_io import write_video
 from diffusers_endora.models import transformer_endora
 from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments
 
-CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
+BENCHMARK = EXAMPLES / "configs" / "table1_demo.yaml"
+CONFIGS = [path for path in sorted((EXAMPLES / "configs").glob("*.yaml")) if path != BENCHMARK]
 ACCELERATE_CONFIGS = sorted((EXAMPLES / "accelerate_configs").glob("*.yaml"))
 CORPORA = ["cholectriplet", "colonoscopic", "kvasir_capsule", "phantom", "polypdiag"]
 ROWS = [  # of the paper's table 3: file, still images, block order, prior
@@ -104,6 +111,40 @@ def test_a_row_of_the_ablation_trains(
     lines = read_log(tmp_path / "out")
     assert all(line["grad_norm"] > 0 and line["lr"] == 1e-4 for line in lines)
     assert all((line["prior"] > 0) == (prior != "none") for line in lines)
+
+
+# --- the benchmark ---------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_trains_the_four_systems_with_flags_that_they_have(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    benchmark, autoencoder = (importlib.import_module(name) for name in ("benchmark", "train_autoencoder"))
+
+    def of_endora(argv: list[str]) -> Any:
+        parser = new_parser("")
+        add_model(parser.add_argument_group("model"))
+        return parse_arguments(parser, argv)
+
+    def of_autoencoder(argv: list[str]) -> Any:
+        monkeypatch.setattr("sys.argv", ["train_autoencoder.py", *argv])
+        return autoencoder.parse_args()
+
+    parsers = {
+        "train_stylegan_v.py": partial(parse_gan_arguments, ""),
+        "train_mostgan_v.py": partial(parse_gan_arguments, ""),
+        "train_lvdm.py": lambda argv: parse_lvdm_arguments(make_parser(""), argv),
+        "train_autoencoder.py": of_autoencoder,
+        "train_endora.py": of_endora,
+    }
+    read = benchmark.read_benchmark(BENCHMARK)
+    assert list(read.trainings) == ["StyleGAN-V", "MoStGAN-V", "LVDM", "Endora"]
+    assert read.protocols == ["endora-strict", "endora-legacy"]
+    for stage in chain.from_iterable(read.trainings.values()):
+        script, *argv = shlex.split(stage)
+        assert (BENCHMARK.parent / script).is_file()
+        args = parsers[Path(script).name](argv)
+        assert args.resolution == 64
+        assert getattr(args, "frame_interval", 1) == read.options["frame_interval"]
 
 
 # --- configs of Accelerate -------------------------------------------------------------------------------------------

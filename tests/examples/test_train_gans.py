@@ -167,9 +167,13 @@ def test_the_defaults_are_the_official_configuration():
     assert (args.resolution, args.num_frames, args.train_batch_size, args.learning_rate) == (128, 16, 64, 0.0025)
     assert (args.channel_base, args.channel_max, args.code_dim, args.motion_z_distance) == (16384, 512, 512, 16)
     assert (args.augmentation, args.augmentation_target, args.augmentation_clips) == (True, 0.6, 100_000)
-    assert (args.r1_gamma, args.ema_rampup) == (None, None)
+    assert (args.r1_gamma, args.ema_rampup, args.initial_contrast) == (None, None, 1)
     demo = parse_gan_arguments("", ["--train_data_dir=VIDEOS", "--output_dir=OUT", "--preset=demo", "--code_dim=32"])
     assert (demo.resolution, demo.code_dim, demo.r1_gamma, demo.ema_rampup) == (64, 32, 2, 0.05)
+    assert not demo.augmentation
+    more = ["--preset=demo", "--augmentation", "--initial_contrast=0.5"]
+    demo = parse_gan_arguments("", ["--train_data_dir=VIDEOS", "--output_dir=OUT", *more])
+    assert (demo.augmentation, demo.initial_contrast) == (True, 0.5)
 
 
 @pytest.mark.slow

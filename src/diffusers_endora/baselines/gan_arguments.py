@@ -31,6 +31,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "channel_base": 16384,
         "channel_max": 512,
         "code_dim": 512,
+        "augmentation": True,
+        "initial_contrast": 1.0,
     },
     "demo": {
         "resolution": 64,
@@ -41,6 +43,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "code_dim": 128,
         "r1_gamma": 2.0,  # by the official rule 0.2, with which few steps teach less
         "ema_rampup": 0.05,  # the average soon forgets the first weights
+        "initial_contrast": 0.1,  # else it takes thousands of steps to recover from learning that frames have less
+        "augmentation": False,  # so short a training hardly overfits, and learns less from what is augmented
     },
 }
 
@@ -71,7 +75,7 @@ def parse_gan_arguments(description: str, argv: list[str] | None = None) -> argp
     positive += ["checkpointing_steps", "validation_steps", "num_validation_clips", "logging_steps", "frame_interval"]
     positive += ["checkpoints_total_limit", "validation_fvd", "validation_fvd_steps", "fps", "channel_base"]
     positive += ["channel_max", "code_dim", "motion_z_distance", "learning_rate", "augmentation_clips", "ema_kimg"]
-    check_positive(parser, args, [*positive, "ema_rampup"])
+    check_positive(parser, args, [*positive, "ema_rampup", "initial_contrast"])
     check_not_negative(parser, args, ["dataloader_num_workers", "cache_frames_gb", "seed"])
     if args.resolution < 32 or args.resolution & (args.resolution - 1):
         parser.error(f"--resolution {args.resolution}: expected a power of 2 from 32.")
@@ -104,6 +108,12 @@ def _add_model(group: Any) -> None:
     group.add_argument("--channel_max", type=int, help="largest number of channels, instead of the preset's")
     group.add_argument("--code_dim", type=int, help="width of latents and codes, instead of the preset's")
     group.add_argument(
+        "--initial_contrast",
+        type=float,
+        help="factor of what each resolution first adds to the frames, which officially vary more than real ones do "
+        "(1); instead of the preset's",
+    )
+    group.add_argument(
         "--motion_z_distance", type=int, default=16, help="frames between the anchors of motion; more for slow motion"
     )
 
@@ -122,7 +132,9 @@ def _add_optimisation(group: Any) -> None:
         help="weight of R1; if not given 2 for demo, else 10 for MoStGAN-V and 0.0002 x resolution^2 / "
         "clips of a step for StyleGAN-V",
     )
-    group.add_argument("--augmentation", action=SWITCH, default=True, help="adaptive discriminator augmentation")
+    group.add_argument(
+        "--augmentation", action=SWITCH, help="adaptive discriminator augmentation, instead of the preset's"
+    )
     group.add_argument("--augmentation_target", type=float, default=0.6, help="mean sign of the logits of real clips")
     group.add_argument(
         "--augmentation_clips", type=int, default=100_000, help="clips in which its probability gets from 0 to 1"

@@ -558,6 +558,9 @@ def build_networks(args: argparse.Namespace, recipe: GANRecipe, num_classes: int
         num_frequencies=args.code_dim // 2,
         motion_z_distance=args.motion_z_distance,
     )
+    with torch.no_grad():
+        for block in generator.blocks:
+            block.to_rgb.weight.mul_(args.initial_contrast)
     discriminator = recipe.discriminator(
         **sizes,
         num_frames_per_clip=FRAMES_PER_CLIP,

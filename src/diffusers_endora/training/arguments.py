@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from diffusers.optimization import SchedulerType
 
@@ -195,8 +194,6 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None = No
     check_destinations(parser, args)
     if args.optimizer == "muon" and args.use_8bit_adam:
         parser.error("--use_8bit_adam: is not for --optimizer muon.")
-    if args.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        parser.error(f"--optimizer muon: needs torch 2.9 or newer; this is {torch.__version__}.")
     if args.use_8bit_adam and importlib.util.find_spec("bitsandbytes") is None:
         parser.error("--use_8bit_adam needs the package bitsandbytes: pip install bitsandbytes.")
     if args.zero_terminal_snr and args.prediction_type != "v_prediction":

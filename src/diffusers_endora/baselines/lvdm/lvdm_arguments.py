@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-import torch
 from diffusers.optimization import SchedulerType
 
 from ...training.arguments import (
@@ -53,7 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "demo": {
         "resolution": 64,
-        "autoencoder_channels": 16,
+        "autoencoder_channels": 8,
         "autoencoder_steps": 600,
         "autoencoder_batch_size": 2,
         "autoencoder_learning_rate": 3e-3,
@@ -188,8 +187,6 @@ def parse_lvdm_arguments(parser: argparse.ArgumentParser, argv: list[str] | None
         parser.error("--output_dir is required.")
     check_destinations(parser, args)
     check_reports(parser, args)
-    if args.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        parser.error(f"--optimizer muon: needs torch 2.9 or newer; this is {torch.__version__}.")
 
     positive = ["resolution", "num_frames", "window", "frame_interval", "autoencoder_channels", "model_channels"]
     positive += ["layers_per_stage", "latent_stride", "autoencoder_steps", "autoencoder_batch_size"]
