@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "resolution": 64,
         "train_batch_size": 4,
-        "max_train_steps": 6000,
+        "max_train_steps": 4000,
         "channel_base": 1024,
         "channel_max": 64,
         "code_dim": 128,
