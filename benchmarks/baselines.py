@@ -53,7 +53,7 @@ from diffusers_endora.baselines.gan_arguments import parse_gan_arguments
 from diffusers_endora.baselines.gan_trainer import GANRecipe, GANTrainer, build_networks
 from diffusers_endora.baselines.lvdm import unet_lvdm
 from diffusers_endora.baselines.lvdm.lvdm_loss import denoising_loss, make_lvdm_scheduler
-from diffusers_endora.baselines.stylegan_v import augmentation, generator_stylegan_v, operators
+from diffusers_endora.baselines.stylegan_v import generator_stylegan_v, operators
 from diffusers_endora.data.phantom import write_phantom_corpus
 from diffusers_endora.training.setup import load_clips, make_accelerator
 
@@ -118,9 +118,7 @@ def plain_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor)
 def straightforward() -> Iterator[None]:
     """The baselines' networks compute as the reference does."""
     with contextlib.ExitStack() as stack:
-        for module in (operators, augmentation):
-            if hasattr(module, "upfirdn2d"):
-                stack.enter_context(mock.patch.object(module, "upfirdn2d", plain_upfirdn2d))
+        stack.enter_context(mock.patch.object(operators, "upfirdn2d", plain_upfirdn2d))
         stack.enter_context(mock.patch.object(generator_stylegan_v, "modulated_conv2d", plain_modulated_conv2d))
         stack.enter_context(mock.patch.object(torch.nn.Conv3d, "forward", plain_convolution))
         stack.enter_context(mock.patch.object(unet_lvdm.F, "scaled_dot_product_attention", plain_attention))

@@ -238,22 +238,26 @@ def train(
     stages: list[dict[str, Any]] = []
     for number, line in enumerate(benchmark.trainings[model], start=1):
         output, record = home / f"stage_{number}", home / f"stage_{number}.json"
+        said = line.replace("{train}", benchmark.corpora[corpus]["train"])  # the same wherever it is run from
         command = shlex.split(line)
         for name, place in places.items():
             command = [part.replace(name, place) for part in command]
         command[0] = locate(command[0], folder)
-        stage = {"command": command, "output": str(output), "steps": steps_of(command), "seconds": 0.0}
+        stage = {"command": said, "steps": steps_of(command), "seconds": 0.0}
         known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else stage
-        if known["command"] != command:
+        if known["command"] != said:
             raise ValueError(f"{output}: was trained by another command; choose another output folder")
         if not known.get("is_finished"):
             home.mkdir(parents=True, exist_ok=True)
             known = run_stage(command, output, known, record)
         if with_operations and "operations" not in known:
-            known = {**known, "operations": count_training(command)}
-            write_json(record, known)
+            try:
+                known = {**known, "operations": count_training(command)}
+                write_json(record, known)
+            except ValueError as error:  # the model is there all the same
+                logger.error("operations are not counted: %s", error)
         places[f"{{stage_{number}}}"] = str(output)
-        stages.append(known)
+        stages.append({**known, "output": str(output)})
     return stages
 
 
@@ -264,7 +268,7 @@ def train_all(benchmark: Benchmark, folder: Path) -> int:
         for corpus in benchmark.models[model]:
             try:
                 train(benchmark, folder, model, corpus, with_operations=False)
-            except ValueError as error:  # the others go on
+            except (ValueError, OSError) as error:  # the others go on
                 logger.error("%s on %s failed: %s", model, corpus, error)
                 code = 1
     return code
@@ -309,21 +313,20 @@ def write_training_table(benchmark: Benchmark, outcomes: dict[tuple[str, str], O
     lines = ["| model | corpus | steps | seconds | 10^15 operations |", "|---" * 5 + "|"]
     for (model, corpus), outcome in outcomes.items():
         if outcome.stages:
-            steps, seconds, operations = (
-                " + ".join(text.format(stage[name] / unit) for stage in outcome.stages)
-                for name, text, unit in (
-                    ("steps", "{:.0f}", 1),
-                    ("seconds", "{:.0f}", 1),
-                    ("operations", "{:.3g}", 1e15),
-                )
-            )
-            total = sum(stage["operations"] for stage in outcome.stages) / 1e15
-            whole = sum(stage["seconds"] for stage in outcome.stages)
-            if len(outcome.stages) > 1:
-                seconds, operations = f"{seconds} = {whole:.0f}", f"{operations} = {total:.3g}"
-            lines.append(f"| {model} | {corpus} | {steps} | {seconds} | {operations} |")
+            steps = " + ".join(f"{stage['steps']}" for stage in outcome.stages)
+            seconds = added_up([stage["seconds"] for stage in outcome.stages], "{:.0f}")
+            is_counted = all("operations" in stage for stage in outcome.stages)
+            operations = [stage.get("operations", 0) / 1e15 for stage in outcome.stages]
+            shown = added_up(operations, "{:.3g}") if is_counted else "not counted"
+            lines.append(f"| {model} | {corpus} | {steps} | {seconds} | {shown} |")
     with written_atomically(benchmark.output / "training.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def added_up(values: list[float], text: str) -> str:
+    """`a + b = c`, each as `text` says; one value alone."""
+    parts = " + ".join(text.format(value) for value in values)
+    return parts if len(values) == 1 else f"{parts} = {text.format(sum(values))}"
 
 
 def slug(name: str) -> str:
@@ -441,7 +444,7 @@ def write_csv(path: Path, rows: list[str], corpora: list[str], outcomes: dict[tu
         "error",
     ]
     with written_atomically(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*names, "error"])
+        writer = csv.DictWriter(file, names)
         writer.writeheader()
         for model, corpus in ((model, corpus) for model in rows for corpus in corpora if (model, corpus) in outcomes):
             outcome = outcomes[model, corpus]

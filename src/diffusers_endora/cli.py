@@ -861,10 +861,12 @@ def choose_scheduler(
     if name is None:
         return pipeline.scheduler, None
     if kind_of_pipeline(pipeline) is LVDM and name == "ddpm":
-        return diffusers.DDPMScheduler.from_config(config, variance_type="fixed_small", clip_sample=False), None
+        settings = {"variance_type": "fixed_small", "clip_sample": False, "steps_offset": 0}
+        return diffusers.DDPMScheduler.from_config(config, **settings), None
     if kind_of_pipeline(pipeline) is LVDM and name == "ddim":
-        official = {"set_alpha_to_one": False, "timestep_spacing": "leading", "steps_offset": 1}
-        return diffusers.DDIMScheduler.from_config(config, clip_sample=False, **official), None
+        from .baselines.lvdm.lvdm_loss import official_ddim
+
+        return official_ddim(config), None
     is_flow = pipeline.config.get("prediction_type") == "flow_prediction"
     if name in ("ddpm", "ddim") and is_flow:
         raise ValueError(f"--scheduler {name}: this model samples by rectified flow; use dpmsolver++, unipc or euler.")

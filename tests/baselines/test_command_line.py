@@ -14,7 +14,9 @@ from tiny_pipelines import BASELINES, tiny_pipeline
 
 import diffusers_endora
 from diffusers_endora import EndoraPipeline, LVDMPipeline, StyleGANVPipeline, load_pipeline
+from diffusers_endora.baselines.lvdm.lvdm_loss import official_ddim
 from diffusers_endora.baselines.registry import PIPELINES, kind_of
+from diffusers_endora.cli import choose_scheduler
 from diffusers_endora.data.provenance import hash_of_weights
 from diffusers_endora.data.video_io import read_frames
 from diffusers_endora.metrics.evaluation import sampling_of
@@ -170,6 +172,18 @@ def test_schedulers_of_lvdm(endora, folders, tmp_path, scheduler, class_name):
     assert len(record["timesteps"]) == 3
     if scheduler == "ddim":  # the official timesteps: 1, 334, 667
         assert record["timesteps"] == [667.0, 334.0, 1.0]
+
+
+def test_all_timesteps_of_lvdm(endora, folders, tmp_path):
+    options = ("--output", tmp_path / "clips", "--num_inference_steps", 1000, "--scheduler", "ddim")
+    code, _, error = endora("generate", folders["LVDMPipeline"], *options)
+    assert code == 1
+    assert "num_inference_steps=1000 does not suit DDIMScheduler: its timesteps go beyond 999" in error
+    pipeline = tiny_pipeline("LVDMPipeline")
+    pipeline.scheduler = official_ddim()
+    scheduler, _ = choose_scheduler(pipeline, "ddpm", 1000)
+    scheduler.set_timesteps(1000)
+    assert scheduler.timesteps.tolist() == list(range(999, -1, -1))
 
 
 @pytest.mark.parametrize(

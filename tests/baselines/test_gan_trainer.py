@@ -336,6 +336,11 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, uninterrupted):
     trainer = make_trainer(tmp_path, "--learning_rate=0.001", "--augmentation_clips=10", "--augmentation_target=-1")
     with pytest.raises(ValueError, match=r"another training: learning_rate was 0.0025 and is 0.001\.$"):
         trainer.resume(uninterrupted / "checkpoint-3")
+    same = ("--augmentation_clips=10", "--augmentation_target=-1")
+    for flags_of_layout in (("--train_batch_size=1", "--gradient_accumulation_steps=2"), ("--initial_contrast=0.5",)):
+        name = flags_of_layout[0][2:].split("=")[0]
+        with pytest.raises(ValueError, match=f"another training: {name} was"):
+            make_trainer(tmp_path, *same, *flags_of_layout).resume(uninterrupted / "checkpoint-3")
     shorter = ("--augmentation_clips=10", "--augmentation_target=-1", "--max_train_steps=2")
     with pytest.raises(ValueError, match="checkpoint-3 is beyond --max_train_steps 2"):
         make_trainer(tmp_path, *shorter).resume(uninterrupted / "checkpoint-3")

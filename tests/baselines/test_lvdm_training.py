@@ -17,9 +17,9 @@ from diffusers_endora.baselines.lvdm.denoiser_trainer import Completion, Denoise
 from diffusers_endora.baselines.lvdm.kernel_muon import KernelMuon
 from diffusers_endora.baselines.lvdm.latent_clips import EncodedClips, LatentClips, latent_shape, latents_of
 from diffusers_endora.baselines.lvdm.lvdm_arguments import make_parser, parse_lvdm_arguments
-from diffusers_endora.baselines.lvdm.lvdm_loss import latent_scale_and_shift
+from diffusers_endora.baselines.lvdm.lvdm_loss import latent_scale_and_shift, official_ddim
 from diffusers_endora.baselines.lvdm.pipeline_lvdm import LVDMPipeline
-from diffusers_endora.baselines.lvdm.stage_networks import completing_unet, official_ddim, with_weights
+from diffusers_endora.baselines.lvdm.stage_networks import completing_unet, with_weights
 from diffusers_endora.baselines.lvdm.unet_lvdm import LVDMUNet3DModel
 from diffusers_endora.data.video_io import write_video
 from diffusers_endora.training.muon import MuonWithAdamW

@@ -18,7 +18,7 @@ from diffusers import (
 )
 
 from diffusers_endora.baselines.lvdm.autoencoder_lvdm import LVDMAutoencoder
-from diffusers_endora.baselines.lvdm.lvdm_loss import LATENT_SCALE, LATENT_SHIFT, make_lvdm_scheduler
+from diffusers_endora.baselines.lvdm.lvdm_loss import LATENT_SCALE, LATENT_SHIFT, make_lvdm_scheduler, official_ddim
 from diffusers_endora.baselines.lvdm.pipeline_lvdm import LVDMPipeline
 from diffusers_endora.baselines.lvdm.unet_lvdm import LVDMUNet3DModel
 
@@ -369,6 +369,7 @@ def test_a_folder_loads_as_it_was_saved(tmp_path, interpolates):
         "interpolation_unet": model if interpolates else [None, None],
         "latent_scale": 0.5 if interpolates is None else LATENT_SCALE,
         "latent_shift": -0.25 if interpolates is None else LATENT_SHIFT,
+        "prediction_stride": None,
         "num_inference_steps": 2,
     }
     for loader in (LVDMPipeline, DiffusionPipeline):
@@ -416,6 +417,9 @@ def test_a_saved_model_does_not_say_where_it_came_from(tmp_path):
         ({"guidance_scale": 2.0}, "guidance needs classes, and the model has no null class"),
         ({"guidance_scale": 0.5}, "guidance_scale=0.5: expected 1"),
         ({"guidance_scale": math.nan}, "guidance_scale=nan: expected 1"),
+        ({"guidance_scale": "2"}, "guidance_scale='2': expected 1"),
+        ({"class_labels": "a"}, "class_labels='a': expected numbers"),
+        ({"generator": 3}, "generator is a int: expected a torch.Generator"),
         ({"eta": 1.5}, "eta=1.5 with DDIMScheduler"),
         ({"batch_size": 2, "generator": seeded(0)}, "1 generators for batch_size=2"),
         ({"latents": torch.zeros(1, 4, 4, 4, 4)}, r"latents has shape \(1, 4, 4, 4, 4\): expected \(1, 4, 2, 4, 4\)"),
@@ -470,3 +474,20 @@ def test_eta_needs_ddim():
 def test_a_scale_of_nothing_is_refused(numbers):
     with pytest.raises(ValueError, match="expected a positive and a finite number"):
         tiny_pipeline(**numbers)
+
+
+def test_timesteps_beyond_those_of_training_are_refused(pipe):
+    pipe = LVDMPipeline(pipe.autoencoder, pipe.unet, official_ddim())
+    with pytest.raises(ValueError, match="num_inference_steps=1000 does not suit DDIMScheduler: its timesteps go bey"):
+        pipe(num_inference_steps=1000)
+    assert pipe.prepare_timesteps(999, "cpu").max() == 999
+
+
+def test_models_of_different_strides_make_no_long_video():
+    pipe = long_pipeline(interpolates=True)  # fills in between every third latent frame
+    pipe = LVDMPipeline(**pipe.components, prediction_stride=2)
+    with pytest.raises(ValueError, match="makes frames 2 latent frames apart, and interpolation_unet fills"):
+        pipe(num_frames=8, num_inference_steps=1)
+    assert pipe(num_frames=4, num_inference_steps=1, output_type="np").frames.shape[1] == 4
+    pipe = LVDMPipeline(**pipe.components, prediction_stride=3)
+    assert pipe(num_frames=8, num_inference_steps=1, output_type="np").frames.shape[1] == 8

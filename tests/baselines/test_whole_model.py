@@ -1,6 +1,7 @@
 """A folder without all weights is refused, and not loaded with some that were never set."""
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from diffusers_endora import (
@@ -24,6 +25,21 @@ MODELS = {
         "norm_num_groups": 4,
     },
 }
+
+
+@pytest.mark.parametrize("model_class", MODELS)
+def test_a_tensor_of_another_model_is_named(tmp_path, model_class):
+    model_class(**MODELS[model_class]).save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(path), "other.weight": torch.zeros(2)}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"has tensors beside the parameters of {model_class.__name__}: other.weight"):
+        model_class.from_pretrained(tmp_path)
+
+
+def test_the_generator_of_another_method_is_refused(tmp_path):
+    MoStGANVGenerator(**MODELS[MoStGANVGenerator]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has tensors beside the parameters of StyleGANVGenerator: blocks"):
+        StyleGANVGenerator.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("model_class", MODELS)

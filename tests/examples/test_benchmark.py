@@ -91,6 +91,7 @@ def test_tables(benchmark, folder, monkeypatch, caplog):
     assert " ± " in lines[6].split("|")[2]
     assert len((folder / "out" / "Table_3.md").read_text().splitlines()) == 7
 
+    assert (folder / "out" / "Table_1.csv").read_text().splitlines()[0].endswith(",infinity,num_real,num_fake,error")
     rows = list(csv.DictReader((folder / "out" / "Table_1.csv").open()))
     fvd = {(row["model"], row["corpus"]): float(row["value"]) for row in rows if row["metric"] == "fvd"}
     assert set(fvd) == {(model, corpus) for model in ("Bad model", "Good model") for corpus in ("Red", "Blue")}
@@ -246,6 +247,25 @@ def test_trainings_can_run_before_the_evaluation(benchmark, trained, monkeypatch
     assert all("operations" in json.loads(record.read_text()) for record in records)
     rows = list(csv.DictReader((out / "Benchmark.csv").open()))
     assert next(row for row in rows if row["corpus"] == "Red")["error"] == ""
+
+
+def test_a_training_whose_operations_cannot_be_counted_is_evaluated(benchmark, trained, monkeypatch, caplog):
+    def refuse(command):
+        raise ValueError("no")
+
+    monkeypatch.setattr(benchmark, "count_training", refuse)
+    assert run(benchmark, monkeypatch, trained / "benchmark.yaml", "--corpora", "Red") == 0
+    assert "operations are not counted: no" in caplog.text
+    assert (trained / "out" / "training.md").read_text().strip().endswith("| not counted |")
+    assert "failed" not in (trained / "out" / "Benchmark.md").read_text()
+
+
+def test_what_was_trained_is_known_from_another_folder(benchmark, trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert run(benchmark, monkeypatch, Path("benchmark.yaml"), "--corpora", "Red") == 0
+    (trained / "elsewhere").mkdir()
+    monkeypatch.chdir(trained / "elsewhere")
+    assert run(benchmark, monkeypatch, Path("../benchmark.yaml"), "--corpora", "Red") == 0
 
 
 def test_a_model_of_another_training_is_not_taken(benchmark, trained, monkeypatch):

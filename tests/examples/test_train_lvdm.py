@@ -138,7 +138,13 @@ def test_the_models_of_long_videos_join_the_pipeline(material, trained, tmp_path
     pipe = LVDMPipeline.from_pretrained(tmp_path / "prediction")
     assert pipe.prediction_unet.config.conditioning == "mask"
     assert pipe.interpolation_unet is None
-    train(material, tmp_path / "long", stage="interpolation", pretrained_model=tmp_path / "prediction", **sizes)
+    assert pipe.config.prediction_stride == 2
+    of_prediction = {"stage": "interpolation", "pretrained_model": tmp_path / "prediction"}
+    code, message = refusal(
+        arguments(material, tmp_path / "x", **of_prediction, **{**sizes, "latent_stride": 3}), capsys
+    )
+    assert message.endswith("error: --latent_stride 3: the prediction_unet was trained with 2.")
+    train(material, tmp_path / "long", **of_prediction, **{**sizes, "latent_stride": None})
     pipe = LVDMPipeline.from_pretrained(tmp_path / "long")
     assert pipe.interpolation_unet.config.num_frames == 3
     assert pipe(num_frames=20, num_inference_steps=1, class_labels=1, output_type="np").frames.shape[1] == 20

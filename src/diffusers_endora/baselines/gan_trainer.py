@@ -462,10 +462,11 @@ class GANTrainer:
         """What has to be the same for a resumed training to be the training that was stopped."""
         names = ["seed", "num_frames", "frame_interval", "window", "horizontal_flip", "antialias", "learning_rate"]
         names += ["augmentation", "augmentation_target", "augmentation_clips", "ema_kimg", "ema_rampup"]
+        names += ["train_batch_size", "gradient_accumulation_steps", "initial_contrast"]  # draws are those of a batch
         frames = json.dumps(self.dataset.num_frames_of_videos)
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         return {
-            "clips_per_step": self.clips_per_step,
+            "num_processes": self.accelerator.num_processes,
             "frames_of_videos": hashlib.sha256(frames.encode()).hexdigest()[:16],
             "r1_gamma": self.r1_gamma,
             **{name: getattr(self.args, name) for name in names},

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from .legacy_pickle import read_network_pickle
 from .registry import LVDM, MOSTGAN_V, STYLEGAN_V, pipeline_class
@@ -66,6 +66,7 @@ def convert_lvdm_checkpoint(path: Path, resolution: int = 128, use_ema: bool = T
     Raises:
         ValueError: the file is not read, is not such a checkpoint, or is one for long videos.
     """
+    from .lvdm.lvdm_loss import official_ddim
     from .lvdm.original_checkpoint import load_lvdm_checkpoint
 
     if resolution < 8 or resolution % 8:
@@ -76,8 +77,5 @@ def convert_lvdm_checkpoint(path: Path, resolution: int = 128, use_ema: bool = T
             f"{path}: is a model that continues or fills in clips; expected that of short clips, which a pipeline "
             "needs."
         )
-    scheduler = DDIMScheduler.from_config(
-        checkpoint.scheduler.config, set_alpha_to_one=False, timestep_spacing="leading", steps_offset=1
-    )
     pipeline: Any = pipeline_class(LVDM)
-    return Converted(pipeline(checkpoint.autoencoder, checkpoint.unet, scheduler))
+    return Converted(pipeline(checkpoint.autoencoder, checkpoint.unet, official_ddim(checkpoint.scheduler.config)))

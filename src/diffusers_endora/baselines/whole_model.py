@@ -14,16 +14,17 @@ class WholeModel(ModelMixin):
         """As of every diffusers model.
 
         Raises:
-            ValueError: for a checkpoint without all of the model's parameters, which diffusers would leave unset.
+            ValueError: for a checkpoint that lacks some of the model's tensors, which diffusers would leave unset, or
+                has others, which it would leave out: those of another model.
         """
         output_loading_info = kwargs.pop("output_loading_info", False)
         model, loading_info = super().from_pretrained(
             pretrained_model_name_or_path, output_loading_info=True, **kwargs
         )
-        missing_keys = sorted(loading_info.get("missing_keys", []))
-        if missing_keys:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(missing_keys)} of the parameters of {cls.__name__}: "
-                f"{', '.join(missing_keys)}."
-            )
+        for kind, what in (("missing_keys", "lacks"), ("unexpected_keys", "has tensors beside")):
+            if keys := sorted(loading_info.get(kind, [])):
+                count = f"{len(keys)} of the" if kind == "missing_keys" else "the"
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} {what} {count} parameters of {cls.__name__}: {', '.join(keys)}."
+                )
         return (model, loading_info) if output_loading_info else model

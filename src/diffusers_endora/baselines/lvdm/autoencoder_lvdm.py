@@ -172,7 +172,7 @@ class LVDMDecoder(nn.Module):
 
 
 class LVDMLatentDistribution(DiagonalGaussianDistribution):
-    """diffusers' diagonal Gaussian, whose divergence and likelihood sum over all dimensions of 5-D latents."""
+    """diffusers' diagonal Gaussian, whose divergence sums over all dimensions of 5-D latents."""
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> torch.Tensor:
         """The divergence from `other`, by default from the standard normal, `(B,)`."""
@@ -182,10 +182,6 @@ class LVDMLatentDistribution(DiagonalGaussianDistribution):
             terms = (self.mean - other.mean).square() / other.var + self.var / other.var - 1.0
             terms = terms - self.logvar + other.logvar
         return 0.5 * terms.flatten(1).sum(1)
-
-    def nll(self, sample: torch.Tensor, dims: tuple[int, ...] = (1, 2, 3, 4)) -> torch.Tensor:
-        """The negative logarithm of the density at `sample` `(B, C, f, h, w)`, summed over `dims`."""
-        return super().nll(sample, dims=dims)
 
 
 class LVDMAutoencoder(WholeModel, ConfigMixin):

@@ -76,6 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpointing_steps": 250,
     },
 }
+LATENT_STRIDE = 4
 LONG_VIDEO_LEARNING_RATE = 8e-5  # of prediction and interpolation in the official configs (configs/lvdm_long)
 
 # What of the networks' configurations has no flag
@@ -102,8 +103,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--latent_stride",
         type=int,
-        default=4,
-        help="latent frames from one that --stage prediction makes to the next; --stage interpolation fills them in",
+        help="latent frames from one that --stage prediction makes to the next, if not given "
+        f"{LATENT_STRIDE}; --stage interpolation fills in as many as the prediction was trained with",
     )
     group.add_argument("--gradient_checkpointing", action="store_true")
 
@@ -235,5 +236,3 @@ def _check_stage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
             f"--resume_from_checkpoint {args.resume_from_checkpoint}: expected latest, or --stage, whose checkpoint "
             "it is."
         )
-    if stage == "interpolation" and args.latent_stride < 2:
-        parser.error(f"--latent_stride {args.latent_stride}: expected 2 or more, between which there is something.")

@@ -13,7 +13,7 @@ import safetensors
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from safetensors.torch import load_file
@@ -36,12 +36,23 @@ LATENT_SHIFT = 1.4606637
 
 
 def make_lvdm_scheduler() -> DDPMScheduler:
-    """The scheduler of training and of the official sampler, which makes 1000 steps with it.
-
-    The official DDIM sampler is `DDIMScheduler.from_config(make_lvdm_scheduler().config, set_alpha_to_one=False,
-    timestep_spacing="leading", steps_offset=1)`, 50 steps with `eta=1`.
-    """
+    """The scheduler of training and of the official sampler, which makes 1000 steps with it."""
     return DDPMScheduler(**NOISE_SCHEDULE, clip_sample=False, variance_type="fixed_small")
+
+
+def official_ddim(config: Any = None) -> DDIMScheduler:
+    """The official DDIM sampler, 50 steps; its noise (`eta=1`) is an argument of the pipeline's call.
+
+    Args:
+        config: of a scheduler with the noise schedule that is wanted; None: `make_lvdm_scheduler`'s.
+    """
+    return DDIMScheduler.from_config(
+        make_lvdm_scheduler().config if config is None else config,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
 
 
 def latent_scale_and_shift(latents: torch.Tensor) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from diffusers.video_processor import VideoProcessor
 
 from ...files import written_atomically
 from ...pipelines.pipeline_output import EndoraPipelineOutput
+from ..checks import numbers_of, require_generators
 from ..folder_class import require_folder_class
 from .autoencoder_lvdm import LVDMAutoencoder
 from .lvdm_loss import LATENT_SCALE, LATENT_SHIFT, make_lvdm_scheduler
@@ -60,6 +61,8 @@ class LVDMPipeline(DiffusionPipeline):
         prediction_unet: continues a clip (paper, section 3.3): a UNet with `conditioning="mask"` trained to predict.
         interpolation_unet: fills in between latent frames: the same, trained to interpolate. With it,
             `prediction_unet` is one trained on every `interpolation_unet.config.num_frames - 1`-th latent frame.
+        prediction_stride: latent frames from one that `prediction_unet` makes to the next; None where it is not known,
+            and is taken to be what the interpolation needs.
         latent_scale: latents z of the autoencoder are trained on as `latent_scale * (z + latent_shift)`; by default
             the numbers of the official endoscopy and sky configs.
         latent_shift: likewise.
@@ -87,6 +90,7 @@ class LVDMPipeline(DiffusionPipeline):
         latent_scale: float = LATENT_SCALE,
         latent_shift: float = LATENT_SHIFT,
         num_inference_steps: int = 50,
+        prediction_stride: int | None = None,
     ):
         super().__init__()
         models: dict[str, Any] = {"autoencoder": autoencoder, "unet": unet}
@@ -100,7 +104,10 @@ class LVDMPipeline(DiffusionPipeline):
                 f"latent_scale={latent_scale}, latent_shift={latent_shift}: expected a positive and a finite number."
             )
         self.register_to_config(
-            latent_scale=latent_scale, latent_shift=latent_shift, num_inference_steps=num_inference_steps
+            latent_scale=latent_scale,
+            latent_shift=latent_shift,
+            num_inference_steps=num_inference_steps,
+            prediction_stride=prediction_stride,
         )
         self.video_processor = VideoProcessor(vae_scale_factor=autoencoder.config.spatial_factor)
 
@@ -196,6 +203,16 @@ class LVDMPipeline(DiffusionPipeline):
                     f"given_noise_level={given_noise_level}: {name} has num_noise_levels="
                     f"{model.config.num_noise_levels}; expected None or a level below that."
                 )
+        made_apart = self.config.prediction_stride
+        if is_long and self.interpolation_unet is not None:
+            filled_in = self.interpolation_unet.config.num_frames - 1
+            if made_apart not in (None, filled_in):
+                raise ValueError(
+                    f"prediction_unet makes frames {made_apart} latent frames apart, and interpolation_unet fills in "
+                    f"between frames {filled_in} apart: expected the same."
+                )
+        elif is_long and made_apart not in (None, 1):
+            logger.warning(f"Motion is {made_apart} times as fast as in training: there is no interpolation_unet.")
         if not is_long and (given_noise_level is not None or given_guidance_scale != 1):
             raise ValueError(
                 f"given_noise_level={given_noise_level}, given_guidance_scale={given_guidance_scale}: nothing is "
@@ -216,8 +233,8 @@ class LVDMPipeline(DiffusionPipeline):
                 f"class_labels=None: this model has no null class and needs labels from 0 to {config.num_classes - 1}."
             )
         for name, scale in {"guidance_scale": guidance_scale, "given_guidance_scale": given_guidance_scale}.items():
-            if not (math.isfinite(scale) and scale >= 1):
-                raise ValueError(f"{name}={scale}: expected 1 (no guidance) or more.")
+            if not isinstance(scale, int | float) or not (math.isfinite(scale) and scale >= 1):
+                raise ValueError(f"{name}={scale!r}: expected 1 (no guidance) or more.")
         if guidance_scale > 1 and (self.unet.null_class is None or class_labels is None):
             reason = "has no null class" if self.unet.null_class is None else "was given no class_labels"
             raise ValueError(f"guidance_scale={guidance_scale}: guidance needs classes, and the model {reason}.")
@@ -226,8 +243,7 @@ class LVDMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"eta={eta} with {type(self.scheduler).__name__}: expected 0, or up to 1 with a DDIMScheduler."
             )
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"{len(generator)} generators for batch_size={batch_size}: expected one for each clip.")
+        require_generators(generator, batch_size)
         if latents is not None:
             expected = self.latent_shape(batch_size, num_frames, height, width)
             if tuple(latents.shape) != expected:
@@ -296,10 +312,16 @@ class LVDMPipeline(DiffusionPipeline):
         name = type(self.scheduler).__name__
         try:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
-        except (IndexError, ValueError) as error:
-            raise ValueError(f"{num_inference_steps=} does not suit {name}: {error}") from error
+        except (AssertionError, IndexError, ValueError) as error:
+            reason = str(error) or "it has no timesteps for so many"
+            raise ValueError(f"{num_inference_steps=} does not suit {name}: {reason}") from error
         if not self.scheduler.timesteps.isfinite().all():
             raise ValueError(f"{num_inference_steps=} does not suit {name}: its timesteps are not finite; take more.")
+        if self.scheduler.timesteps.max() > (last := self.scheduler.config.num_train_timesteps - 1):
+            raise ValueError(
+                f"{num_inference_steps=} does not suit {name}: its timesteps go beyond {last}, the last of training; "
+                "take fewer, or another steps_offset."
+            )
         return self.scheduler.timesteps
 
     def long_video(self, num_latent_frames: int) -> LongVideo | None:
@@ -451,7 +473,7 @@ class LVDMPipeline(DiffusionPipeline):
         if num_inference_steps is None:
             num_inference_steps = self.config.num_inference_steps
         if class_labels is not None:
-            given_labels = torch.as_tensor(class_labels)
+            given_labels = numbers_of("class_labels", class_labels)
             class_labels = given_labels.flatten().tolist() * (batch_size if given_labels.ndim == 0 else 1)
             batch_size = len(class_labels) if batch_size == 1 else batch_size
         self.prepare_scheduler()

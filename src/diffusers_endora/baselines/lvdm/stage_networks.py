@@ -7,13 +7,11 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import DDIMScheduler
 
 from .autoencoder_lvdm import LVDMAutoencoder
 from .denoiser_trainer import NOISE_LEVELS, Completion
 from .latent_clips import latent_shape
-from .lvdm_arguments import AUTOENCODERS, UNETS
-from .lvdm_loss import make_lvdm_scheduler
+from .lvdm_arguments import AUTOENCODERS, LATENT_STRIDE, UNETS
 from .pipeline_lvdm import LVDMPipeline
 from .unet_lvdm import LVDMUNet3DModel
 
@@ -83,13 +81,6 @@ def with_weights(unet: LVDMUNet3DModel, weights: dict[str, torch.Tensor]) -> LVD
     return sampler.eval()
 
 
-def official_ddim() -> DDIMScheduler:
-    """The official DDIM sampler; its noise (`eta=1`) is an argument of the pipeline's call."""
-    return DDIMScheduler.from_config(
-        make_lvdm_scheduler().config, set_alpha_to_one=False, timestep_spacing="leading", steps_offset=1
-    )
-
-
 def follow_pipeline(args: argparse.Namespace, pipe: LVDMPipeline) -> Completion:
     """What is to be completed; gives the flags the sizes that the pipeline was trained at.
 
@@ -108,6 +99,13 @@ def follow_pipeline(args: argparse.Namespace, pipe: LVDMPipeline) -> Completion:
     if args.frame_interval is None and args.window < args.num_frames:
         raise ValueError(f"--window {args.window}: expected at least the {args.num_frames} frames of a short clip.")
     args.class_dropout_prob = config.class_dropout_prob
+    stride = pipe.config.prediction_stride
+    if args.stage == "interpolation" and args.latent_stride not in (None, stride or args.latent_stride):
+        raise ValueError(f"--latent_stride {args.latent_stride}: the prediction_unet was trained with {stride}.")
+    if args.latent_stride is None:
+        args.latent_stride = LATENT_STRIDE if args.stage == "prediction" or stride is None else stride
+    if args.stage == "interpolation" and args.latent_stride < 2:
+        raise ValueError(f"--latent_stride {args.latent_stride}: expected 2 or more; there is nothing to fill in.")
     if args.stage == "prediction":
         return Completion("prediction_unet", (0.5, 0.0), args.latent_stride, config.num_frames)
     if pipe.prediction_unet is None:

@@ -14,11 +14,15 @@ from diffusers.video_processor import VideoProcessor
 
 from ...files import written_atomically
 from ...pipelines.pipeline_output import EndoraPipelineOutput
+from ..checks import numbers_of, require_generators
 from ..folder_class import require_folder_class
 from .generator_stylegan_v import StyleGANVGenerator
 
 # Frames that are synthesised at a time, of all clips together; every frame of a clip depends on its time alone.
 FRAMES_AT_A_TIME = 32
+
+# Frames of a call, and their largest time, which memory ends long before.
+MOST_FRAMES = 2**20
 
 
 class StyleGANVPipeline(DiffusionPipeline):
@@ -81,8 +85,8 @@ class StyleGANVPipeline(DiffusionPipeline):
             raise ValueError(f"batch_size={batch_size}: expected a positive integer.")
         if times.ndim != 1 or times.shape[0] == 0:
             raise ValueError(f"times has shape {tuple(times.shape)}: expected (F,), with F of 1 or more.")
-        if not (times.isfinite() & (times >= 0)).all():
-            raise ValueError(f"times={times.tolist()}: expected finite numbers of frames from 0.")
+        if not ((times >= 0) & (times <= MOST_FRAMES)).all():
+            raise ValueError(f"times={times.tolist()}: expected numbers of frames from 0 to {MOST_FRAMES}.")
         for name, value in {"height": height, "width": width}.items():
             if value != config.resolution:
                 raise ValueError(f"{name}={value}: expected {config.resolution}, the only size of this model.")
@@ -97,10 +101,9 @@ class StyleGANVPipeline(DiffusionPipeline):
                 )
         elif config.num_classes is not None:
             raise ValueError(f"class_labels=None: expected labels from 0 to {config.num_classes - 1}.")
-        if not math.isfinite(truncation_psi):
-            raise ValueError(f"truncation_psi={truncation_psi}: expected a finite number, 1 for none.")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"{len(generator)} generators for batch_size={batch_size}: expected one for each clip.")
+        if not isinstance(truncation_psi, int | float) or not math.isfinite(truncation_psi):
+            raise ValueError(f"truncation_psi={truncation_psi!r}: expected a finite number, 1 for none.")
+        require_generators(generator, batch_size)
         if latents is not None and tuple(latents.shape) != (batch_size, config.z_dim):
             raise ValueError(f"latents has shape {tuple(latents.shape)}: expected {(batch_size, config.z_dim)}.")
         if output_type not in ("pil", "np", "pt"):
@@ -150,15 +153,17 @@ class StyleGANVPipeline(DiffusionPipeline):
         height = config.resolution if height is None else height
         width = config.resolution if width is None else width
         if class_labels is not None:
-            labels = torch.as_tensor(class_labels)
+            labels = numbers_of("class_labels", class_labels)
             class_labels = labels.flatten().tolist() * (batch_size if labels.ndim == 0 else 1)
             batch_size = len(class_labels) if batch_size == 1 else batch_size
-        num_frames = config.num_frames if num_frames is None else num_frames
         if times is None:
-            if isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1:
-                raise ValueError(f"num_frames={num_frames}: expected a positive integer.")
+            num_frames = config.num_frames if num_frames is None else num_frames
+            if isinstance(num_frames, bool) or not isinstance(num_frames, int) or not 1 <= num_frames <= MOST_FRAMES:
+                raise ValueError(f"num_frames={num_frames}: expected a positive integer up to {MOST_FRAMES}.")
             times = range(num_frames)
-        frame_times = torch.as_tensor(times if isinstance(times, torch.Tensor) else list(times)).float()
+        elif num_frames is not None:
+            raise ValueError(f"num_frames={num_frames} with times: expected one of them.")
+        frame_times = numbers_of("times", times).float()
         self.check_inputs(
             batch_size, frame_times, height, width, class_labels, truncation_psi, generator, latents, output_type
         )
