@@ -37,7 +37,7 @@ from diffusers_endora.baselines.lvdm.autoencoder_lvdm import LVDMAutoencoder
 from diffusers_endora.baselines.lvdm.autoencoder_trainer import AutoencoderTrainer
 from diffusers_endora.baselines.lvdm.denoiser_trainer import DenoiserTrainer
 from diffusers_endora.baselines.lvdm.lvdm_arguments import make_parser, parse_lvdm_arguments
-from diffusers_endora.baselines.lvdm.lvdm_loss import LATENT_SCALE, LATENT_SHIFT
+from diffusers_endora.baselines.lvdm.lvdm_loss import LATENT_SCALE, LATENT_SHIFT, official_ddim
 from diffusers_endora.baselines.lvdm.pipeline_lvdm import LVDMPipeline
 from diffusers_endora.baselines.lvdm.stage_networks import (
     completing_unet,
@@ -46,7 +46,6 @@ from diffusers_endora.baselines.lvdm.stage_networks import (
     load_autoencoder,
     new_autoencoder,
     new_unet,
-    official_ddim,
     with_weights,
 )
 from diffusers_endora.baselines.lvdm.stage_trainer import StageTrainer
@@ -164,8 +163,13 @@ def train_for_long_videos(args: argparse.Namespace, accelerator: Accelerator, re
 
     def assemble(weights: dict[str, torch.Tensor], scale: float, shift: float) -> LVDMPipeline:
         parts = {**pipe.components, completion.component: with_weights(unet, weights)}
-        steps = pipe.config.num_inference_steps
-        return LVDMPipeline(**parts, latent_scale=scale, latent_shift=shift, num_inference_steps=steps)
+        return LVDMPipeline(
+            **parts,
+            latent_scale=scale,
+            latent_shift=shift,
+            num_inference_steps=pipe.config.num_inference_steps,
+            prediction_stride=args.latent_stride,
+        )
 
     statistics = pipe.config.latent_scale, pipe.config.latent_shift
     trainer = DenoiserTrainer(
