@@ -72,29 +72,16 @@ def test_latents_are_scaled_to_unit_variance():
 # --- denoising
 
 
-@pytest.mark.parametrize("loss_type", ["l1", "l2"])
-def test_denoising_loss_by_hand(loss_type):
+def test_denoising_loss_by_hand():
     latents, noise, timesteps = normal(2, 4, 3, 2, 2), normal(2, 4, 3, 2, 2, seed=1), torch.tensor([0, 700])
     unet, scheduler = Recorder(), make_lvdm_scheduler()
-    loss = denoising_loss(unet, latents, timesteps, noise, scheduler, torch.tensor([1, 2]), loss_type)
+    loss = denoising_loss(unet, latents, timesteps, noise, scheduler, torch.tensor([1, 2]))
     kept = (1 - scheduler.betas).cumprod(0)[timesteps].view(2, 1, 1, 1, 1)
     torch.testing.assert_close(unet.inputs["hidden_states"], kept.sqrt() * latents + (1 - kept).sqrt() * noise)
     assert unet.inputs["class_labels"].tolist() == [1, 2]
     assert unet.inputs["timestep"] is timesteps
-    error = (noise - 0.5).abs() if loss_type == "l1" else (noise - 0.5) ** 2
-    torch.testing.assert_close(loss, torch.stack([error[0].mean(), error[1].mean()]))
-
-
-def test_frames_given_clean_do_not_count():
-    latents, noise, timesteps = normal(2, 4, 3, 2, 2), normal(2, 4, 3, 2, 2, seed=1), torch.tensor([10, 700])
-    mask = torch.tensor([[True, False, False], [True, False, True]])
-    unet = Recorder()
-    loss = denoising_loss(unet, latents, timesteps, noise, make_lvdm_scheduler(), given_mask=mask)
     error = (noise - 0.5).abs()
-    torch.testing.assert_close(loss, torch.stack([error[0, :, 1:].mean(), error[1, :, 1].mean()]))
-    assert torch.equal(unet.inputs["given_latents"], latents)
-    assert unet.inputs["given_mask"] is mask
-    assert "noise_levels" not in unet.inputs
+    torch.testing.assert_close(loss, torch.stack([error[0].mean(), error[1].mean()]))
 
 
 def test_perturbed_frames_count_with_their_own_noise():
@@ -125,11 +112,10 @@ def test_perturbed_frames_count_with_their_own_noise():
     [
         ({"noise": torch.zeros(1, 4, 3, 2, 2)}, r"noise has shape \(1, 4, 3, 2, 2\): expected that of latents"),
         ({"timesteps": torch.tensor(3)}, r"expected one per sample, \(2,\)"),
-        ({"loss_type": "huber"}, 'loss_type="huber": expected "l1" or "l2"'),
         ({"scheduler": DDIMScheduler(prediction_type="sample")}, 'LVDM predicts "epsilon"'),
-        ({"noise_levels": torch.tensor([1, 2])}, "do not belong together"),
-        ({"given_noise": torch.zeros(2, 4, 3, 2, 2)}, "do not belong together"),
-        ({"given_mask": torch.tensor([[True] * 3, [False] * 3])}, "gives every frame"),
+        ({"noise_levels": torch.tensor([1, 2])}, "expected all of them or none"),
+        ({"given_noise": torch.zeros(2, 4, 3, 2, 2)}, "expected all of them or none"),
+        ({"given_mask": torch.tensor([[True] * 3, [False] * 3])}, "expected all of them or none"),
         ({"unet": lambda *args, **kwargs: SimpleNamespace(sample=torch.zeros(2, 8, 3, 2, 2))}, "returned"),
     ],
 )
@@ -231,7 +217,8 @@ def test_the_adversarial_term_comes_in_at_its_step():
     autoencoder = LVDMAutoencoder(base_channels=4, norm_num_groups=4)
     discriminator = VideoPatchDiscriminator(base_channels=2, num_layers=2)
     objective = LVDMAutoencoderLoss(discriminator_weight=0.5, discriminator_start=3)
-    reconstruction, latent_dist = autoencoder(CLIP, sample_posterior=False)
+    latent_dist = autoencoder.encode(CLIP).latent_dist
+    reconstruction = autoencoder.decode(latent_dist.mode()).sample
     arguments = (CLIP, reconstruction, latent_dist)
     before = objective(*arguments, 2, discriminator, autoencoder.last_layer)
     assert before.adversarial_weight == 0
@@ -252,20 +239,6 @@ def test_the_adversarial_term_comes_in_at_its_step():
         validated = objective(*arguments, 3, discriminator, autoencoder.last_layer)
     torch.testing.assert_close(validated.total, before.total)
     torch.testing.assert_close(validated.adversarial, adversarial)
-
-
-def test_the_discriminator_learns_from_its_step_on_and_not_through_the_clip():
-    torch.manual_seed(0)
-    discriminator = VideoPatchDiscriminator(base_channels=2, num_layers=2)
-    objective = LVDMAutoencoderLoss(discriminator_start=3)
-    reconstruction = RECONSTRUCTION.clone().requires_grad_()
-    assert objective.discriminator_loss(discriminator, CLIP, reconstruction, 2) == 0
-    loss = objective.discriminator_loss(discriminator, CLIP, reconstruction, 3)
-    real, fake = discriminator(CLIP), discriminator(RECONSTRUCTION)
-    torch.testing.assert_close(loss, 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean()))
-    loss.backward()
-    assert reconstruction.grad is None
-    assert all(parameter.grad is not None for parameter in discriminator.parameters())
 
 
 def test_hinge_loss_by_hand():

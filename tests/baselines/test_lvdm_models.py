@@ -79,11 +79,12 @@ def test_autoencoder_of_other_factors(temporal_factor, spatial_factor):
 def test_forward_encodes_and_decodes():
     autoencoder = tiny_autoencoder()
     clip = torch.rand(1, 3, 4, 8, 8)
-    reconstruction, latent_dist = autoencoder(clip, sample_posterior=False)
+    reconstruction = autoencoder(clip).sample
+    (latent_dist,) = autoencoder.encode(clip, return_dict=False)
     torch.testing.assert_close(reconstruction, autoencoder.decode(latent_dist.mode()).sample)
-    sampled, latent_dist = autoencoder(clip, generator=torch.Generator().manual_seed(1))
+    sampled = autoencoder(clip, sample_posterior=True, generator=torch.Generator().manual_seed(1)).sample
     latents = latent_dist.sample(torch.Generator().manual_seed(1))
-    torch.testing.assert_close(sampled, autoencoder.decode(latents).sample)
+    torch.testing.assert_close(sampled, autoencoder.decode(latents, return_dict=False)[0])
     assert not torch.equal(sampled, reconstruction)
 
 
@@ -144,7 +145,7 @@ def test_autoencoder_checkpointing_gives_the_same_gradients():
 
     def gradients() -> list[torch.Tensor]:
         autoencoder.zero_grad()
-        autoencoder(clip, sample_posterior=False)[0].square().sum().backward()
+        autoencoder(clip).sample.square().sum().backward()
         return [parameter.grad.clone() for parameter in autoencoder.parameters() if parameter.grad is not None]
 
     plain = gradients()

@@ -246,11 +246,12 @@ class LVDMAutoencoder(WholeModel, ConfigMixin):
         """The weight of the decoder's last convolution, at which the adversarial loss is weighed."""
         return self.get_parameter("decoder.conv_out.conv.weight")
 
-    def encode(self, clip: torch.Tensor) -> AutoencoderKLOutput:
+    def encode(self, clip: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """
         Args:
             clip: `(B, in_channels, F, H, W)` in [-1, 1]; F a multiple of `temporal_factor`, H and W of
                 `spatial_factor`.
+            return_dict: False for a tuple.
 
         Returns:
             `AutoencoderKLOutput` whose `latent_dist` is a diagonal Gaussian of latents
@@ -267,12 +268,14 @@ class LVDMAutoencoder(WholeModel, ConfigMixin):
         for (name, factor), size in zip(factors.items(), shape[2:], strict=True):
             if size < 1 or size % factor != 0:
                 raise ValueError(f"clip has {name} {size} in shape {shape}: expected a positive multiple of {factor}.")
-        return AutoencoderKLOutput(latent_dist=LVDMLatentDistribution(self.quant_conv(self.encoder(clip))))
+        latent_dist = LVDMLatentDistribution(self.quant_conv(self.encoder(clip)))
+        return AutoencoderKLOutput(latent_dist=latent_dist) if return_dict else (latent_dist,)
 
-    def decode(self, latents: torch.Tensor) -> DecoderOutput:
+    def decode(self, latents: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         """
         Args:
             latents: `(B, latent_channels, f, h, w)` of any size.
+            return_dict: False for a tuple.
 
         Returns:
             `DecoderOutput` whose `sample` is `(B, in_channels, f * temporal_factor, h * spatial_factor,
@@ -286,24 +289,26 @@ class LVDMAutoencoder(WholeModel, ConfigMixin):
             raise ValueError(
                 f"latents has shape {shape}: expected (batch, {self.config.latent_channels}, frames, height, width)."
             )
-        return DecoderOutput(sample=self.decoder(self.post_quant_conv(latents)))
+        sample = self.decoder(self.post_quant_conv(latents))
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(
         self,
-        clip: torch.Tensor,
-        sample_posterior: bool = True,
+        sample: torch.Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
         generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, LVDMLatentDistribution]:
-        """Encodes and decodes, as the autoencoder's training does.
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Encodes and decodes, with the arguments of diffusers' `AutoencoderKL`.
 
         Args:
-            clip: as in `encode`.
+            sample: a clip, as in `encode`.
             sample_posterior: decode a sample, drawn by `generator`, rather than the mode.
+            return_dict: False for a tuple `(reconstruction,)`.
 
         Returns:
-            `(reconstruction, latent_dist)`: of the clip's shape, and the distribution of its latents. So one call
-            through a wrapper for distributed training gives all that the loss needs.
+            `DecoderOutput` whose `sample` has the clip's shape.
         """
-        latent_dist = self.encode(clip).latent_dist
+        latent_dist = self.encode(sample).latent_dist
         latents = latent_dist.sample(generator) if sample_posterior else latent_dist.mode()
-        return self.decode(latents).sample, latent_dist
+        return self.decode(latents, return_dict=return_dict)

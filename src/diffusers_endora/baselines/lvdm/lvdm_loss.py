@@ -77,7 +77,6 @@ def denoising_loss(
     noise: torch.Tensor,
     scheduler: DDPMScheduler,
     class_labels: torch.Tensor | None = None,
-    loss_type: str = "l1",
     given_mask: torch.Tensor | None = None,
     noise_levels: torch.Tensor | None = None,
     given_noise: torch.Tensor | None = None,
@@ -92,17 +91,15 @@ def denoising_loss(
         noise: standard normal, of the shape of `latents`.
         scheduler: the noise schedule; it predicts "epsilon".
         class_labels: integers `(B,)`, for a model with classes.
-        loss_type: "l1", as in every official config, or "l2".
         given_mask: booleans `(B, F)` for a model that completes given frames: True where one is given. The model
-            sees the clean latents there, or, with `noise_levels`, noised ones.
-        noise_levels: integers `(B,)`, the timesteps of conditional latent perturbation (paper, section 3.3). The loss
-            then counts the given frames too, where the noise to predict is `given_noise`, as the official code does;
-            without noise there is nothing to predict in them, and it counts the others alone.
-        given_noise: standard normal, of the shape of `latents`; needed with `noise_levels`.
+            sees latents with noise of its own there, and predicts that noise too, as in the official code.
+        noise_levels: integers `(B,)`, the timesteps of that noise (conditional latent perturbation; paper, section
+            3.3); needed with `given_mask`.
+        given_noise: the noise, standard normal, of the shape of `latents`; needed with `given_mask`.
 
     Raises:
-        ValueError: for shapes that do not agree, another prediction type or `loss_type`, a sample of which every
-            frame is given clean, or given noise without its levels.
+        ValueError: for shapes that do not agree, another prediction type, or one of `given_mask`, `noise_levels` and
+            `given_noise` without the others.
     """
     shape = tuple(latents.shape)
     for name, tensor in {"noise": noise, "given_noise": given_noise}.items():
@@ -112,40 +109,24 @@ def denoising_loss(
         raise ValueError(f"timesteps has shape {tuple(timesteps.shape)}: expected one per sample, ({shape[0]},).")
     if scheduler.config["prediction_type"] != "epsilon":
         raise ValueError(f'prediction_type="{scheduler.config["prediction_type"]}": LVDM predicts "epsilon".')
-    if loss_type not in ("l1", "l2"):
-        raise ValueError(f'loss_type="{loss_type}": expected "l1" or "l2".')
-    if (noise_levels is None) != (given_noise is None) or (noise_levels is not None and given_mask is None):
-        raise ValueError(
-            "noise_levels, given_noise and given_mask do not belong together: expected noise_levels and given_noise "
-            "both or neither, and given_mask with them."
-        )
+    if not (given_mask is None) == (noise_levels is None) == (given_noise is None):
+        raise ValueError("given_mask, noise_levels and given_noise: expected all of them or none.")
 
-    # 1. Noise the latents; given frames stay clean or get the noise of their own level
+    # 1. Noise the latents; given frames get the noise of their own level
     dtype = getattr(unet, "dtype", latents.dtype)
     latents, target = latents.float(), noise.float()
     noisy = scheduler.add_noise(latents, target, timesteps)
     conditions: dict[str, Any] = {}
-    counted = None
-    if given_mask is not None:
-        is_given = given_mask[:, None, :, None, None]
-        given = latents
-        if noise_levels is not None and given_noise is not None:
-            given = scheduler.add_noise(latents, given_noise.float(), noise_levels)
-            target = torch.where(is_given, given_noise.float(), target)
-            conditions["noise_levels"] = noise_levels
-        else:
-            counted = (~given_mask).float()
-            if given_mask.all(dim=1).any():
-                raise ValueError("given_mask gives every frame of a sample: expected a frame to predict.")
-        conditions |= {"given_latents": given.to(dtype), "given_mask": given_mask}
+    if given_mask is not None and noise_levels is not None and given_noise is not None:
+        given = scheduler.add_noise(latents, given_noise.float(), noise_levels)
+        target = torch.where(given_mask[:, None, :, None, None], given_noise.float(), target)
+        conditions = {"given_latents": given.to(dtype), "given_mask": given_mask, "noise_levels": noise_levels}
     prediction = unet(noisy.to(dtype), timestep=timesteps, class_labels=class_labels, **conditions).sample.float()
     if prediction.shape != target.shape:
         raise ValueError(f"the model returned {tuple(prediction.shape)} for latents {shape}: expected the same shape.")
 
-    # 2. Score the prediction, frame by frame: (B, F)
-    error = (target - prediction).abs() if loss_type == "l1" else (target - prediction).square()
-    by_frame = error.mean(dim=(1, 3, 4))
-    return by_frame.mean(1) if counted is None else (by_frame * counted).sum(1) / counted.sum(1)
+    # 2. Score the prediction
+    return (target - prediction).abs().mean(dim=(1, 2, 3, 4))
 
 
 def draw_given_mask(
@@ -340,7 +321,7 @@ class LVDMAutoencoderLoss(nn.Module):
         discriminator: nn.Module | None = None,
         last_layer: torch.Tensor | None = None,
     ) -> AutoencoderLoss:
-        """The autoencoder's loss; that of the discriminator is `discriminator_loss`.
+        """The autoencoder's loss; that of the discriminator is `hinge_discriminator_loss`.
 
         Args:
             clip: `(B, 3, F, H, W)` in [-1, 1].
@@ -387,21 +368,6 @@ class LVDMAutoencoderLoss(nn.Module):
                 total = total + weight * adversarial
         parts = (part.detach() for part in (pixel, perceptual, kl, adversarial, weight))
         return AutoencoderLoss(total, *parts)
-
-    def discriminator_loss(
-        self, discriminator: nn.Module, clip: torch.Tensor, reconstruction: torch.Tensor, step: int
-    ) -> torch.Tensor:
-        """The discriminator's hinge loss, a scalar; 0 before `discriminator_start`, when it learns nothing.
-
-        Args:
-            discriminator: a `VideoPatchDiscriminator`.
-            clip: `(B, 3, F, H, W)` in [-1, 1].
-            reconstruction: of the same shape; no gradient reaches it.
-            step: optimizer steps made so far.
-        """
-        real_logits, fake_logits = discriminator(clip.float()), discriminator(reconstruction.detach().float())
-        loss = hinge_discriminator_loss(real_logits.float(), fake_logits.float())
-        return loss if step >= self.discriminator_start else 0 * loss
 
 
 # Convolutions of torchvision's `vgg16().features` by index, with their channels; each stage ends at a ReLU that LPIPS

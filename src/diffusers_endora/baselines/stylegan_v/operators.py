@@ -178,13 +178,6 @@ def upsample2d(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
     return upfirdn2d(x, taps, up=2, padding=(before, after, before, after), gain=4.0)
 
 
-def downsample2d(x: torch.Tensor, taps: torch.Tensor) -> torch.Tensor:
-    """`(B, C, H, W)` of even sides to `(B, C, H / 2, W / 2)`; the image stays centred."""
-    num_taps = taps.shape[0]
-    before, after = (num_taps - 1) // 2, (num_taps - 2) // 2
-    return upfirdn2d(x, taps, down=2, padding=(before, after, before, after))
-
-
 def conv2d_resample(
     x: torch.Tensor,
     weight: torch.Tensor,
