@@ -5,6 +5,7 @@ Reads top-down: convolutions, residual block, encoder, decoder, model. The archi
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -246,7 +247,7 @@ class LVDMAutoencoder(WholeModel, ConfigMixin):
         """The weight of the decoder's last convolution, at which the adversarial loss is weighed."""
         return self.get_parameter("decoder.conv_out.conv.weight")
 
-    def encode(self, clip: torch.Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+    def encode(self, clip: torch.Tensor, return_dict: bool = True) -> Any:
         """
         Args:
             clip: `(B, in_channels, F, H, W)` in [-1, 1]; F a multiple of `temporal_factor`, H and W of
@@ -271,7 +272,7 @@ class LVDMAutoencoder(WholeModel, ConfigMixin):
         latent_dist = LVDMLatentDistribution(self.quant_conv(self.encoder(clip)))
         return AutoencoderKLOutput(latent_dist=latent_dist) if return_dict else (latent_dist,)
 
-    def decode(self, latents: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+    def decode(self, latents: torch.Tensor, return_dict: bool = True) -> Any:
         """
         Args:
             latents: `(B, latent_channels, f, h, w)` of any size.
