@@ -371,7 +371,7 @@ def test_pipelines_refuse_each_others_folders_and_generators(tmp_path, known_to_
         ({"batch_size": 0}, "batch_size=0: expected a positive integer"),
         ({"num_frames": 0}, "num_frames=0: expected a positive integer"),
         ({"height": 64}, "height=64: expected 32"),
-        ({"times": [-1.0]}, "expected finite numbers of frames from 0"),
+        ({"times": [-1.0]}, "expected numbers of frames from 0"),
         ({"class_labels": 1}, "this model is unconditional"),
         ({"output_type": "latent"}, 'output_type="latent": expected'),
     ],
