@@ -238,14 +238,14 @@ def train(
     stages: list[dict[str, Any]] = []
     for number, line in enumerate(benchmark.trainings[model], start=1):
         output, record = home / f"stage_{number}", home / f"stage_{number}.json"
-        said = line.replace("{train}", benchmark.corpora[corpus]["train"])  # the same wherever it is run from
+        written = line.replace("{train}", benchmark.corpora[corpus]["train"])  # the same wherever it is run from
         command = shlex.split(line)
         for name, place in places.items():
             command = [part.replace(name, place) for part in command]
         command[0] = locate(command[0], folder)
-        stage = {"command": said, "steps": steps_of(command), "seconds": 0.0}
+        stage = {"command": written, "steps": steps_of(command), "seconds": 0.0}
         known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else stage
-        if known["command"] != said:
+        if known["command"] != written:
             raise ValueError(f"{output}: was trained by another command; choose another output folder")
         if not known.get("is_finished"):
             home.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix of the same singular vectors whose singular values are near 1, by iterations of Newton and Schulz.
+    """`(O, I)` to a matrix of the same singular vectors whose singular values are near 1 (Newton-Schulz iterations).
 
     On CPUs in float32, and at the size of the smaller side: an iteration multiplies X from the left by a polynomial of
     X X^T, and the polynomials are gathered first, a third of the operations for a matrix nine times as wide as high.

@@ -100,7 +100,8 @@ def follow_pipeline(args: argparse.Namespace, pipe: LVDMPipeline) -> Completion:
         raise ValueError(f"--window {args.window}: expected at least the {args.num_frames} frames of a short clip.")
     args.class_dropout_prob = config.class_dropout_prob
     stride = pipe.config.prediction_stride
-    if args.stage == "interpolation" and args.latent_stride not in (None, stride or args.latent_stride):
+    is_known = args.latent_stride is not None and stride is not None
+    if args.stage == "interpolation" and is_known and args.latent_stride != stride:
         raise ValueError(f"--latent_stride {args.latent_stride}: the prediction_unet was trained with {stride}.")
     if args.latent_stride is None:
         args.latent_stride = LATENT_STRIDE if args.stage == "prediction" or stride is None else stride
