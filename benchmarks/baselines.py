@@ -38,19 +38,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from xl2_folder import SD_VAE
 
-from diffusers_endora import (
-    EndoraTransformer3DModel,
-    LVDMAutoencoder,
-    LVDMUNet3DModel,
-    MoStGANVDiscriminator,
-    MoStGANVGenerator,
-    MoStGANVPipeline,
-    StyleGANVDiscriminator,
-    StyleGANVGenerator,
-    StyleGANVPipeline,
-)
+from diffusers_endora import EndoraTransformer3DModel, LVDMAutoencoder, LVDMUNet3DModel
 from diffusers_endora.baselines.gan_arguments import parse_gan_arguments
-from diffusers_endora.baselines.gan_trainer import GANRecipe, GANTrainer, build_networks
+from diffusers_endora.baselines.gan_recipes import MOSTGAN_V, STYLEGAN_V, GANRecipe
+from diffusers_endora.baselines.gan_trainer import GANTrainer, build_networks
 from diffusers_endora.baselines.lvdm import unet_lvdm
 from diffusers_endora.baselines.lvdm.lvdm_loss import denoising_loss, make_lvdm_scheduler
 from diffusers_endora.baselines.stylegan_v import generator_stylegan_v, operators
@@ -58,10 +49,6 @@ from diffusers_endora.data.phantom import write_phantom_corpus
 from diffusers_endora.training.setup import load_clips, make_accelerator
 
 LARGEST_DIFFERENCE = 1e-3  # of results, relative to their spread
-RECIPES = [
-    GANRecipe("StyleGAN-V", "", StyleGANVGenerator, StyleGANVDiscriminator, StyleGANVPipeline, None, True),
-    GANRecipe("MoStGAN-V", "", MoStGANVGenerator, MoStGANVDiscriminator, MoStGANVPipeline, 10.0, True),
-]
 LVDM_CALLS = 50
 ENDORA_CALLS = 250
 
@@ -234,7 +221,7 @@ def operations() -> Iterator[str]:
     with torch.device("meta"):
         transformer, vae = EndoraTransformer3DModel(), AutoencoderKL(**SD_VAE)
         unet, autoencoder = LVDMUNet3DModel(), LVDMAutoencoder()
-        generators = {recipe.name: recipe.generator().eval() for recipe in RECIPES}
+        generators = {recipe.name: recipe.generator().eval() for recipe in (STYLEGAN_V, MOSTGAN_V)}
         latents, small, t = torch.empty(1, 4, 16, 16, 16), torch.empty(1, 4, 4, 16, 16), torch.empty(1).long()
         counts = {
             "Endora XL/2": (
@@ -276,7 +263,7 @@ def main() -> None:
     print("\n| | seconds | reference | ours over reference (min, max) | difference |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         write_phantom_corpus(Path(folder) / "corpus", 2, num_frames=16, height=128, width=128)
-        for recipe in RECIPES:
+        for recipe in (STYLEGAN_V, MOSTGAN_V):
             if recipe.name in args.models:
                 for row in gan_rows(recipe, Path(folder), device, args.batch_size, args.num_pairs):
                     print(row, flush=True)

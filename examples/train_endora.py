@@ -27,7 +27,7 @@ from diffusers_endora.hub import save_model_card
 from diffusers_endora.metrics.feature_extractors import hash_weights
 from diffusers_endora.models.autoencoder import load_vae, load_vae_config
 from diffusers_endora.pipelines.pipeline_endora import prediction_type_of
-from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments
+from diffusers_endora.training.arguments import add_model, new_parser, parse_arguments, recorded
 from diffusers_endora.training.autoguidance import Autoguidance, load_transformer_like
 from diffusers_endora.training.objective import make_scheduler
 from diffusers_endora.training.presets import LEARNING_RATES
@@ -43,8 +43,9 @@ from diffusers_endora.training.setup import (
     publish,
     start_trackers,
 )
-from diffusers_endora.training.trainer import BadStep, Trainer, summary
+from diffusers_endora.training.trainer import Trainer, summary
 from diffusers_endora.training.training_model import TrainingModel
+from diffusers_endora.training.training_run import BadStep
 from diffusers_endora.training.validation import Validation
 
 
@@ -156,7 +157,7 @@ def main() -> None:
     results |= published
     failed = False
     if accelerator.is_main_process:
-        facts = {"arguments": vars(args), "results": results, "class_names": dataset.class_names}
+        facts = {"arguments": recorded(args), "results": results, "class_names": dataset.class_names}
         try:
             with replacing_entries(output_dir) as folder:
                 assemble(weights).save_pretrained(str(folder))

@@ -38,7 +38,7 @@ from diffusers_endora.training.adapter import (
     save_adapter,
     training_scheduler,
 )
-from diffusers_endora.training.arguments import new_parser, parse_arguments
+from diffusers_endora.training.arguments import new_parser, parse_arguments, recorded
 from diffusers_endora.training.setup import (
     begin,
     build_prior,
@@ -50,8 +50,9 @@ from diffusers_endora.training.setup import (
     publish,
     start_trackers,
 )
-from diffusers_endora.training.trainer import BadStep, Trainer, summary
+from diffusers_endora.training.trainer import Trainer, summary
 from diffusers_endora.training.training_model import TrainingModel
+from diffusers_endora.training.training_run import BadStep
 from diffusers_endora.training.validation import Validation
 
 
@@ -153,7 +154,12 @@ def main() -> None:
     failed = False
     if accelerator.is_main_process:
         origin = {"name": name_of(args.pretrained_model), "is_on_hub": is_on_hub, "transformer": base_hash}
-        training = {"arguments": vars(args), "results": results, "class_names": dataset.class_names, "base": origin}
+        training = {
+            "arguments": recorded(args),
+            "results": results,
+            "class_names": dataset.class_names,
+            "base": origin,
+        }
         card = output_dir / "README.md"
         try:
             with replacing_entries(output_dir) as folder:

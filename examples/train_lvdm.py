@@ -53,9 +53,10 @@ from diffusers_endora.data.clips import ClipDataset
 from diffusers_endora.data.video_io import VideoError
 from diffusers_endora.files import replacing_entries
 from diffusers_endora.hub import save_model_card
+from diffusers_endora.training.arguments import recorded
 from diffusers_endora.training.processes import by_main_process
 from diffusers_endora.training.setup import begin, end_training, load_clips, make_accelerator, publish, start_trackers
-from diffusers_endora.training.trainer import BadStep
+from diffusers_endora.training.training_run import BadStep
 
 FIRST_STAGE = "autoencoder-training"  # folder within --output_dir; `autoencoder` is a part of the pipeline there
 
@@ -216,7 +217,7 @@ def finish(
     """Writes the result of a stage and its `training.json`, in the main process."""
 
     def write() -> None:
-        facts = {"arguments": vars(args), "results": results, "class_names": dataset.class_names}
+        facts = {"arguments": recorded(args), "results": results, "class_names": dataset.class_names}
         with replacing_entries(Path(args.output_dir)) as folder:
             save(folder)
             (folder / "training.json").write_text(json.dumps(facts, indent=2))

@@ -13,25 +13,15 @@ is a function of the seed and the step, so that a training that was stopped goes
 
 import sys
 
-from diffusers_endora import MoStGANVDiscriminator, MoStGANVGenerator, MoStGANVPipeline
 from diffusers_endora.baselines.gan_arguments import parse_gan_arguments
-from diffusers_endora.baselines.gan_trainer import GANRecipe, train
-
-RECIPE = GANRecipe(
-    name="MoStGAN-V",
-    script="train_mostgan_v.py",
-    generator=MoStGANVGenerator,
-    discriminator=MoStGANVDiscriminator,
-    pipeline=MoStGANVPipeline,
-    r1_gamma=10.0,  # `configs/model/stylegan-v.yaml` in https://github.com/xiaoqian-shen/MoStGAN-V
-    rotates=False,  # `augpipe: bgc_noro` in its `configs/dataset/base.yaml`
-)
+from diffusers_endora.baselines.gan_recipes import MOSTGAN_V
+from diffusers_endora.baselines.gan_trainer import train
 
 
 def main() -> None:
     """Trains as the command line says; see the module's docstring."""
     args = parse_gan_arguments("Trains MoStGAN-V on a folder of videos or a Hugging Face video dataset.")
-    if code := train(args, RECIPE):
+    if code := train(args, MOSTGAN_V):
         sys.exit(code)
 
 

@@ -13,25 +13,15 @@ is a function of the seed and the step, so that a training that was stopped goes
 
 import sys
 
-from diffusers_endora import StyleGANVDiscriminator, StyleGANVGenerator, StyleGANVPipeline
 from diffusers_endora.baselines.gan_arguments import parse_gan_arguments
-from diffusers_endora.baselines.gan_trainer import GANRecipe, train
-
-RECIPE = GANRecipe(
-    name="StyleGAN-V",
-    script="train_stylegan_v.py",
-    generator=StyleGANVGenerator,
-    discriminator=StyleGANVDiscriminator,
-    pipeline=StyleGANVPipeline,
-    r1_gamma=None,  # by resolution and clips of a step
-    rotates=True,
-)
+from diffusers_endora.baselines.gan_recipes import STYLEGAN_V
+from diffusers_endora.baselines.gan_trainer import train
 
 
 def main() -> None:
     """Trains as the command line says; see the module's docstring."""
     args = parse_gan_arguments("Trains StyleGAN-V on a folder of videos or a Hugging Face video dataset.")
-    if code := train(args, RECIPE):
+    if code := train(args, STYLEGAN_V):
         sys.exit(code)
 
 

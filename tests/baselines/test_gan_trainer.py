@@ -12,21 +12,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
-from diffusers_endora import StyleGANVDiscriminator, StyleGANVGenerator, StyleGANVPipeline
 from diffusers_endora.baselines import gan_trainer
 from diffusers_endora.baselines.gan_arguments import parse_gan_arguments
-from diffusers_endora.baselines.gan_trainer import GANRecipe, GANTrainer, build_networks, draw_times
-from diffusers_endora.training.trainer import BadStep
-
-RECIPE = GANRecipe(
-    "StyleGAN-V",
-    "train.py",
-    StyleGANVGenerator,
-    StyleGANVDiscriminator,
-    StyleGANVPipeline,
-    r1_gamma=None,
-    rotates=True,
-)
+from diffusers_endora.baselines.gan_recipes import STYLEGAN_V
+from diffusers_endora.baselines.gan_trainer import GANTrainer, build_networks, draw_times
+from diffusers_endora.training.training_run import BadStep
 
 
 class BrighteningClips:
@@ -53,8 +43,10 @@ def flags(output_dir: Path, *more: str) -> list[str]:
 
 def make_trainer(output_dir: Path, *more: str, precision: str = "no") -> GANTrainer:
     args = parse_gan_arguments("", flags(output_dir, *more))
-    networks = build_networks(args, RECIPE, 2)
-    return GANTrainer(args, Accelerator(cpu=True, mixed_precision=precision), RECIPE, *networks, BrighteningClips())
+    networks = build_networks(args, STYLEGAN_V, 2)
+    return GANTrainer(
+        args, Accelerator(cpu=True, mixed_precision=precision), STYLEGAN_V, *networks, BrighteningClips()
+    )
 
 
 def test_frames_begin_with_the_contrast_that_was_asked_for(tmp_path):
@@ -342,5 +334,11 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, uninterrupted):
         with pytest.raises(ValueError, match=f"another training: {name} was"):
             make_trainer(tmp_path, *same, *flags_of_layout).resume(uninterrupted / "checkpoint-3")
     shorter = ("--augmentation_clips=10", "--augmentation_target=-1", "--max_train_steps=2")
-    with pytest.raises(ValueError, match="checkpoint-3 is beyond --max_train_steps 2"):
+    with pytest.raises(ValueError, match="checkpoint-3 is beyond the 2 steps that the training is to have"):
         make_trainer(tmp_path, *shorter).resume(uninterrupted / "checkpoint-3")
+    foreign = tmp_path / "checkpoint-3"
+    foreign.mkdir()
+    for content in ("[]", '{"facts": null}', '{"facts": 3}', "no json"):
+        (foreign / "run.json").write_text(content)
+        with pytest.raises(ValueError, match=r"has no run\.json with the facts of a training: expected a checkpoint"):
+            make_trainer(tmp_path, *same).resume(foreign)

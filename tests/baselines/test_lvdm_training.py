@@ -22,9 +22,10 @@ from diffusers_endora.baselines.lvdm.pipeline_lvdm import LVDMPipeline
 from diffusers_endora.baselines.lvdm.stage_networks import completing_unet, with_weights
 from diffusers_endora.baselines.lvdm.unet_lvdm import LVDMUNet3DModel
 from diffusers_endora.data.video_io import write_video
+from diffusers_endora.training.arguments import recorded
 from diffusers_endora.training.muon import MuonWithAdamW
 from diffusers_endora.training.setup import load_clips, make_accelerator
-from diffusers_endora.training.trainer import BadStep
+from diffusers_endora.training.training_run import BadStep
 
 SHAPE = (4, 2, 2, 2)  # latents of 8 frames of 16x16
 
@@ -305,6 +306,11 @@ def test_a_denoiser_learns_and_its_held_out_loss_falls(videos, autoencoder, tmp_
     assert trainer.measure()["held_out_loss"] < 0.8 * untrained
     clips = sorted(path.name for path in (tmp_path / "validation" / "step-60").iterdir())
     assert clips == ["clip_0.mp4", "contact_sheet.png"]
+
+
+def test_flags_are_recorded_as_json_has_them(videos, tmp_path):
+    text = json.dumps(recorded(arguments(videos, tmp_path, max_grad_norm="inf")))
+    assert json.loads(text, parse_constant=pytest.fail)["max_grad_norm"] == "inf"  # JSON has no infinity
 
 
 def test_psnr_is_that_of_eight_bit_pixels():

@@ -7,7 +7,6 @@ path length regularisation, on a few frames of each clip.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import sys
@@ -19,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType, init_empty_weights
-from diffusers import DiffusionPipeline, ModelMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
@@ -28,15 +26,17 @@ from ..data.clips import ClipDataset
 from ..data.video_io import VideoError
 from ..files import replacing_entries
 from ..hub import save_model_card
-from ..training.checkpoints import AVERAGE, checkpoint_step, remove_leftovers, save_checkpoint, set_aside_after
+from ..training.arguments import recorded
+from ..training.checkpoints import AVERAGE, checkpoint_step, remove_leftovers
 from ..training.ema import MovingAverage
 from ..training.processes import by_main_process
 from ..training.setup import begin, end_training, load_clips, make_accelerator, publish, start_trackers
-from ..training.trainer import RUN_FACTS, BadStep, state_of_same_run
 from ..training.training_clips import TrainingClips, batches_from
 from ..training.training_log import TrainingLog
+from ..training.training_run import RUN_FACTS, BadStep, TrainingRun
 from ..training.validation import Validation
 from .gan_arguments import FRAMES_PER_CLIP
+from .gan_recipes import GANRecipe
 from .stylegan_v.augmentation import AdaptiveAugmentation
 from .stylegan_v.gan_loss import discriminator_loss, generator_loss, lazy_correction, r1_penalty, r1_weight
 
@@ -51,18 +51,6 @@ DISCRIMINATOR_LAYERS = 2  # of its mapping network, as `src/train.py` sets it
 LOSS_WINDOW = 200  # steps that the reported losses are averaged over
 
 GENERATOR_PHASE, DISCRIMINATOR_PHASE, R1_PHASE = range(3)
-
-
-class GANRecipe(NamedTuple):
-    """What the training of a GAN takes that the flags do not say."""
-
-    name: str
-    script: str
-    generator: type[ModelMixin]
-    discriminator: type[ModelMixin]
-    pipeline: type[DiffusionPipeline]
-    r1_gamma: float | None  # None: by resolution and clips of a step
-    rotates: bool  # whether augmentation turns clips
 
 
 # --- clips -----------------------------------------------------------------------------------------------------------
@@ -149,7 +137,7 @@ class GANValidation(Validation):
 # --- the training ----------------------------------------------------------------------------------------------------
 
 
-class GANTrainer:
+class GANTrainer(TrainingRun):
     """Trains generator and discriminator in turn.
 
     A step has up to three updates: of the generator, of the discriminator, and in every `R1_INTERVAL`-th step of the
@@ -187,16 +175,12 @@ class GANTrainer:
             raise ValueError(f"{accelerator.distributed_type.value}: expected plain processes, as whole networks fit.")
         if accelerator.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"mixed precision {accelerator.mixed_precision}: expected no or bf16.")
-        self.args = args
-        self.accelerator = accelerator
-        self.dataset = dataset
+        super().__init__(args, accelerator, dataset, args.max_train_steps)
         self.validate = validate
-        self.output_dir = Path(args.output_dir)
         self.generator = generator.to(accelerator.device).train()
         self.discriminator = discriminator.to(accelerator.device).train()
         self.clips_per_step = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
         self.clips = GANClips(dataset, args.seed, args.max_train_steps * self.clips_per_step)
-        self.step = 0
         self.seconds = 0.0  # that the steps took
 
         # 1. Optimisers, with the correction for lazy regularisation
@@ -405,7 +389,7 @@ class GANTrainer:
             means = self.log.means()
             shown = ("generator_loss", "discriminator_loss", "real_sign", "augmentation_probability")
             progress.set_postfix({name: f"{means[name]:.3f}" for name in shown})
-            self._track(means)
+            self.track(means)
         if step % args.validation_steps == 0 or is_last:
             self._validate(is_last)
         if step % args.checkpointing_steps == 0 or is_last:
@@ -416,21 +400,9 @@ class GANTrainer:
             return
         weights, validate = self.sampling_weights(), self.validate
         folder = self.output_dir / "validation" / f"step-{self.step}"
-        try:
-            measured = by_main_process(self.accelerator, lambda: validate(weights, folder, self.step, is_last))
-        except OSError as error:
-            self.accelerator.print(f"step {self.step}: not written: validation: {error}")
-            return
-        self._track(measured)
-
-    def _track(self, values: dict[str, float]) -> None:
-        """Tells the trackers; a full disk is no reason to stop."""
-        if self.args.report_to == "none":
-            return
-        try:
-            by_main_process(self.accelerator, lambda: self.accelerator.log(values, step=self.step))
-        except OSError as error:
-            self.accelerator.print(f"step {self.step}: not written: trackers: {error}")
+        measured = self.unless_the_disk_is_full("validation", lambda: validate(weights, folder, self.step, is_last))
+        if measured:
+            self.track(measured)
 
     def sampling_weights(self) -> dict[str, torch.Tensor]:
         """The generator's state on the CPU, with averaged parameters; buffers, as the mean code, are its own."""
@@ -463,11 +435,10 @@ class GANTrainer:
         names = ["seed", "num_frames", "frame_interval", "window", "horizontal_flip", "antialias", "learning_rate"]
         names += ["augmentation", "augmentation_target", "augmentation_clips", "ema_kimg", "ema_rampup"]
         names += ["train_batch_size", "gradient_accumulation_steps", "initial_contrast"]  # draws are those of a batch
-        frames = json.dumps(self.dataset.num_frames_of_videos)
         networks = {"generator": self.generator, "discriminator": self.discriminator}
         return {
             "num_processes": self.accelerator.num_processes,
-            "frames_of_videos": hashlib.sha256(frames.encode()).hexdigest()[:16],
+            "frames_of_videos": self.digest_of_corpus(),
             "r1_gamma": self.r1_gamma,
             **{name: getattr(self.args, name) for name in names},
             **{
@@ -476,17 +447,7 @@ class GANTrainer:
             },
         }
 
-    def save(self) -> Path | None:
-        """Writes a checkpoint; None, and a message, where the disk does not take it: the training goes on."""
-        try:
-            return save_checkpoint(
-                self.output_dir, self.step, self._write_state, self.accelerator, self.args.checkpoints_total_limit
-            )
-        except OSError as error:
-            self.accelerator.print(f"step {self.step}: {error}")
-            return None
-
-    def _write_state(self, folder: Path) -> None:
+    def write_checkpoint(self, folder: Path) -> None:
         if not self.accelerator.is_main_process:
             return
         names = [name for name, _ in self.generator.named_parameters()]
@@ -512,11 +473,7 @@ class GANTrainer:
             ValueError: it is of another training; what differs is named.
         """
         # 1. Is it of this training?
-        state = state_of_same_run(checkpoint, self.facts())
-        if checkpoint_step(checkpoint) > self.args.max_train_steps:
-            raise ValueError(
-                f"{checkpoint} is beyond --max_train_steps {self.args.max_train_steps}: expected as many or more."
-            )
+        state = self.state_of_same_run(checkpoint)
 
         # 2. Its state
         for name in ("generator", "discriminator"):
@@ -533,12 +490,7 @@ class GANTrainer:
         self.log.load_state_dict(state["log"], self.step, self.accelerator.is_main_process)
 
         # 3. Later checkpoints are no longer the latest
-        def set_aside() -> None:
-            if checkpoint.parent.resolve() == self.output_dir.resolve():
-                for path in set_aside_after(checkpoint):
-                    self.accelerator.print(f"Set aside, as the training goes on from an earlier one: {path}")
-
-        by_main_process(self.accelerator, set_aside)
+        by_main_process(self.accelerator, lambda: self.set_aside_later_ones(checkpoint))
 
 
 # --- from the flags to the pipeline ----------------------------------------------------------------------------------
@@ -625,7 +577,7 @@ def train(args: argparse.Namespace, recipe: GANRecipe) -> int:
     # 3. Results
     results, code = trainer.results(), 0
     if accelerator.is_main_process:
-        facts = {"arguments": vars(args), "results": results, "class_names": dataset.class_names}
+        facts = {"arguments": recorded(args), "results": results, "class_names": dataset.class_names}
         try:
             with replacing_entries(output_dir) as folder:
                 assemble(trainer.sampling_weights()).save_pretrained(str(folder))

@@ -327,3 +327,8 @@ def _set_defaults(parser: argparse.ArgumentParser, config: str) -> None:
             if value is None or (action.choices and value not in action.choices):
                 parser.error(f"--config {config}: {name}: {values[name]!r} is not one of its values.")
         parser.set_defaults(**{name: value})
+
+
+def recorded(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags for `training.json`; infinity, which JSON does not have, is "inf"."""
+    return {name: "inf" if value == math.inf else value for name, value in vars(args).items()}

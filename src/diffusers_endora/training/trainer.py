@@ -1,7 +1,6 @@
 """The training loop: exact after a crash, the same on however many processes, and never waiting without need."""
 
 import argparse
-import hashlib
 import json
 import resource
 import sys
@@ -9,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +27,6 @@ from .checkpoints import (
     leave_out_frozen,
     link_or_copy,
     remove_leftovers,
-    save_checkpoint,
-    set_aside_after,
 )
 from .early_stopping import EarlyStopping
 from .ema import MovingAverage
@@ -43,21 +40,16 @@ from .sharding import full_tensor, prepare_to_shard, reshard
 from .training_clips import TrainingClips, batches_from
 from .training_log import TrainingLog
 from .training_model import Losses, TrainingModel, drop_labels, use_plain_attention
+from .training_run import RUN_FACTS, BadStep, TrainingRun
 
-RUN_FACTS = "run.json"  # in a checkpoint
 BAD_STEP = "bad_step.json"
 BEST_WEIGHTS = "best.safetensors"
 LOSS_WINDOW = 200  # optimiser steps that the reported losses are averaged over
-T = TypeVar("T")
 
 GOLDEN_RATIO = 0.6180339887498949
 
 
-class BadStep(Exception):
-    """A step whose loss or gradient is not finite, or whose noise error is beyond all reason."""
-
-
-class Trainer:
+class Trainer(TrainingRun):
     """Trains a `TrainingModel` on clips, as the flags of `arguments` say.
 
     Every random number of a clip belongs to its place in the sequence of clips (`TrainingClips`), so that processes,
@@ -94,13 +86,10 @@ class Trainer:
         self.takes_own_steps = accelerator.distributed_type == DistributedType.DEEPSPEED  # within `backward`
         if self.takes_own_steps and args.skip_bad_steps:
             raise ValueError("--skip_bad_steps: DeepSpeed takes its steps by itself, so that none can be left out.")
-        self.args = args
-        self.accelerator = accelerator
+        super().__init__(args, accelerator, dataset, args.max_train_steps)
         self.vae_config = vae_config
-        self.dataset = dataset
         self.validate = validate
         self.origin = origin or {}
-        self.output_dir = Path(args.output_dir)
         self.num_classes = dataset.num_classes if args.class_conditional else None
         self.scheduler = model.scheduler
         self.config = model.transformer.config
@@ -108,7 +97,6 @@ class Trainer:
         side = model.transformer.config.sample_size
         self.latent_shape = (vae_config.latent_channels, side, side)
         self.clips_per_step = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-        self.step = 0
 
         # 1. What the caches do not give is computed: pixels, and the networks that look at them
         cached = {name for cache in caches for name in cache.features.shapes}
@@ -336,7 +324,7 @@ class Trainer:
             where = "no checkpoint could be written"
         report = json.dumps({"step": last.step + 1, "clips": clips}, indent=1)
         path = self.output_dir / BAD_STEP
-        is_written = self._unless_the_disk_is_full(BAD_STEP, lambda: path.write_text(report))
+        is_written = self.unless_the_disk_is_full(BAD_STEP, lambda: path.write_text(report))
         in_full = f" (all, with their errors, in {path})" if is_written else ""
         raise BadStep(
             f"step {last.step + 1}: the loss or its gradient is not finite, or the noise error is above --max_loss "
@@ -363,7 +351,7 @@ class Trainer:
             values = self.log.flush(self.accelerator)  # the device catches up
             self.busy += time.perf_counter() - waited
             progress.set_postfix({name: f"{values[name]:.4f}" for name in ("mse", "vb", "prior") if name in values})
-            self._track({**values, **self.speed(), "lr": self.lr_scheduler.get_last_lr()[0]})
+            self.track({**values, **self.speed(), "lr": self.lr_scheduler.get_last_lr()[0]})
         if step % args.validation_steps == 0 or is_last:
             self._stop_if_bad()
             self._validate(progress)
@@ -396,24 +384,9 @@ class Trainer:
             weights, validate = self.sampling_weights(), self.validate
             folder = self.output_dir / "validation" / f"step-{self.step}"
             is_last = self.step == self.args.max_train_steps or self.early_stopping.should_stop
-            written = self._unless_the_disk_is_full(
-                "validation", lambda: validate(weights, folder, self.step, is_last)
-            )
+            written = self.unless_the_disk_is_full("validation", lambda: validate(weights, folder, self.step, is_last))
             values |= written or {}
-        self._track(values)
-
-    def _track(self, values: dict[str, float]) -> None:
-        """Tells the trackers."""
-        if self.args.report_to != "none":
-            self._unless_the_disk_is_full("trackers", lambda: self.accelerator.log(values, step=self.step))
-
-    def _unless_the_disk_is_full(self, what: str, write: Callable[[], T]) -> T | None:
-        """What the main process' `write` returns; where it cannot write, None and a message: the training goes on."""
-        try:
-            return by_main_process(self.accelerator, write)
-        except OSError as error:
-            self.accelerator.print(f"step {self.step}: not written: {what}: {error}")
-            return None
+        self.track(values)
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
@@ -469,10 +442,9 @@ class Trainer:
         names += ["max_grad_norm", "max_grad_norm_start", "optimizer", "use_8bit_adam"]
         if args.lr_scheduler not in ("constant", "constant_with_warmup"):
             names.append("max_train_steps")  # the rate depends on it
-        frames = json.dumps(self.dataset.num_frames_of_videos)
         return {
             "clips_per_step": self.clips_per_step,
-            "frames_of_videos": hashlib.sha256(frames.encode()).hexdigest()[:16],
+            "frames_of_videos": self.digest_of_corpus(),
             "learning_rate": self.lr_scheduler.base_lrs[0],
             **{name: getattr(args, name) for name in names},
             **self.origin,
@@ -480,17 +452,11 @@ class Trainer:
         }
 
     def save(self) -> Path | None:
-        """Writes a checkpoint; None, and a message, where the disk does not take it: the training goes on."""
+        """As in every training, with the log brought up to date."""
         self.log.flush(self.accelerator)
-        try:
-            return save_checkpoint(
-                self.output_dir, self.step, self._write_state, self.accelerator, self.args.checkpoints_total_limit
-            )
-        except OSError as error:
-            self.accelerator.print(f"step {self.step}: {error}")
-            return None
+        return super().save()
 
-    def _write_state(self, folder: Path) -> None:
+    def write_checkpoint(self, folder: Path) -> None:
         # What the processes do together comes first: one that cannot write is not to leave the others waiting
         average = None if self.ema is None else self.ema.full_tensors()
         baseline = self.baseline.gathered(self.accelerator)
@@ -512,31 +478,17 @@ class Trainer:
         }
         (folder / RUN_FACTS).write_text(json.dumps(state, indent=1))
 
-    def check_same_run(self, checkpoint: Path) -> None:
-        """Raises a ValueError that names what differs between a checkpoint's training and this one."""
-        if not (checkpoint / RUN_FACTS).is_file():
-            raise ValueError(f"{checkpoint} has no {RUN_FACTS}: expected a checkpoint of this script.")
-        earlier = {"optimizer": "adamw", **json.loads((checkpoint / RUN_FACTS).read_text()).get("facts", {})}
-        facts = json.loads(json.dumps(self.facts()))
-        differing = [name for name in facts if name in earlier and earlier[name] != facts[name]]
-        if differing:
-            changes = ", ".join(f"{name} was {earlier[name]} and is {facts[name]}" for name in differing)
-            raise ValueError(f"{checkpoint} is of another training: {changes}.")
-        if unknown := sorted(facts.keys() - earlier.keys()):  # of an earlier version of this package
-            self.accelerator.print(f"{checkpoint} does not say what these were, taken to be as now: {unknown}")
-
     def resume(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint.
 
         Raises:
             ValueError: it is of another training.
         """
-        self.check_same_run(checkpoint)
+        state = self.state_of_same_run(checkpoint)
         # DeepSpeed's checkpoints hold the frozen weights too
         lacks_weights = self.is_partly_frozen and self.accelerator.distributed_type != DistributedType.DEEPSPEED
         self.accelerator.load_state(str(checkpoint), **({"strict": False} if lacks_weights else {}))
         self.accelerator.step = 0  # of the micro-batches of a step, which may be others than before
-        state = json.loads((checkpoint / RUN_FACTS).read_text())
         if self.ema is not None:
             average = load_file(checkpoint / AVERAGE)
             self.ema.load([average[name] for name in self.trainable_names], state["ema_steps"])
@@ -554,9 +506,7 @@ class Trainer:
             if kept.exists():
                 self.output_dir.mkdir(parents=True, exist_ok=True)
                 link_or_copy(kept, self.output_dir / BEST_WEIGHTS)
-            if checkpoint.parent.resolve() == self.output_dir.resolve():
-                for path in set_aside_after(checkpoint):
-                    self.accelerator.print(f"Set aside, as the training goes on from an earlier one: {path}")
+            self.set_aside_later_ones(checkpoint)
 
         by_main_process(self.accelerator, restore)
 
@@ -568,7 +518,7 @@ class Trainer:
             with written_atomically(self.output_dir / BEST_WEIGHTS) as temporary:
                 save_file(weights, temporary, metadata={"format": "pt", "step": str(self.step)})
 
-        self._unless_the_disk_is_full(BEST_WEIGHTS, write)
+        self.unless_the_disk_is_full(BEST_WEIGHTS, write)
 
     def final_weights(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The weights to publish, those of the best evaluation where early stopping is on.
@@ -612,22 +562,6 @@ class Trainer:
         uniform = (torch.arange(num_timesteps) + 0.5) / num_timesteps
         timesteps = sample_timesteps(self.scheduler, uniform, args.timestep_density, args.logit_mean, args.logit_std)
         return baseline.expected_error(*coefficients(self.scheduler, timesteps))
-
-
-def state_of_same_run(checkpoint: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's `run.json` says, if it is of the training that `facts` describe.
-
-    Raises:
-        ValueError: it is of another training; what differs is named.
-    """
-    if not (checkpoint / RUN_FACTS).is_file():
-        raise ValueError(f"{checkpoint} has no {RUN_FACTS}: expected a checkpoint of this script.")
-    state = json.loads((checkpoint / RUN_FACTS).read_text())
-    facts = json.loads(json.dumps(facts))
-    if differing := [name for name in facts if state["facts"].get(name) != facts[name]]:
-        changes = ", ".join(f"{name} was {state['facts'].get(name)} and is {facts[name]}" for name in differing)
-        raise ValueError(f"{checkpoint} is of another training: {changes}.")
-    return state
 
 
 class _LastStep(NamedTuple):

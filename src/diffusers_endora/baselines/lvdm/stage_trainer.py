@@ -1,7 +1,6 @@
 """The loop that every stage of LVDM is trained by: exact after a kill, with checkpoints, a log and validations."""
 
 import argparse
-import hashlib
 import json
 import math
 import time
@@ -18,11 +17,11 @@ from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
 from ...data.clips import ClipDataset
-from ...training.checkpoints import checkpoint_step, remove_leftovers, save_checkpoint, set_aside_after
+from ...training.checkpoints import checkpoint_step, remove_leftovers
 from ...training.processes import by_main_process
-from ...training.trainer import RUN_FACTS, BadStep, state_of_same_run
 from ...training.training_clips import batches_from
 from ...training.training_log import TrainingLog
+from ...training.training_run import RUN_FACTS, BadStep, TrainingRun
 from .latent_clips import LatentClips
 
 LOSS_WINDOW = 200  # optimiser steps that the reported losses are averaged over
@@ -53,7 +52,7 @@ class StageLog(TrainingLog):
             self._write([{"step": step, **kept, "lr": learning_rate}])
 
 
-class StageTrainer:
+class StageTrainer(TrainingRun):
     """Takes the steps of a stage: clips, gradients, updates, log, validations, checkpoints.
 
     A stage is a subclass, which says what a step's losses are (`backward`), what is measured and shown on the way
@@ -93,15 +92,10 @@ class StageTrainer:
             )
         if accelerator.mixed_precision == "fp16":
             raise ValueError('mixed_precision fp16: expected "no" or "bf16", which need no scaling of losses.')
-        self.args = args
-        self.accelerator = accelerator
-        self.dataset = dataset
+        super().__init__(args, accelerator, dataset, max_train_steps)
         self.clips = clips
         self.clips_per_batch = clips_per_batch
-        self.max_train_steps = max_train_steps
-        self.output_dir = Path(args.output_dir)
         self.clips_per_step = clips_per_batch * accelerator.num_processes * args.gradient_accumulation_steps
-        self.step = 0
         self.seconds = 0.0  # that the steps took, validations and checkpoints included
         self.models = {name: accelerator.prepare(model) for name, model in models.items()}
         self.optimizers: dict[str, Any] = {}
@@ -145,10 +139,9 @@ class StageTrainer:
         args = self.args
         names = ["seed", "resolution", "num_frames", "frame_interval", "window", "horizontal_flip", "antialias"]
         names += ["lr_scheduler", "lr_warmup_steps", "max_grad_norm"]
-        frames = json.dumps(self.dataset.num_frames_of_videos)
         facts = {name: getattr(args, name) for name in names}
         facts["clips_per_step"] = self.clips_per_step
-        facts["frames_of_videos"] = hashlib.sha256(frames.encode()).hexdigest()[:16]
+        facts["frames_of_videos"] = self.digest_of_corpus()
         facts["learning_rates"] = [schedule.base_lrs[0] for schedule in self.lr_schedulers]
         if args.lr_scheduler not in ("constant", "constant_with_warmup"):
             facts["max_train_steps"] = self.max_train_steps  # the rate depends on it
@@ -260,18 +253,15 @@ class StageTrainer:
         if step % args.logging_steps == 0 or is_last:
             means = self.log.means()
             progress.set_postfix({name: f"{value:.4f}" for name, value in means.items() if "grad" not in name})
-            self._track(means | {"lr": self.lr_schedulers[0].get_last_lr()[0]})
+            self.track(means | {"lr": self.lr_schedulers[0].get_last_lr()[0]})
         if step % args.validation_steps == 0 or is_last:
             measured = self.measure()
             shown = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
             if self.accelerator.is_main_process and shown:
                 progress.write(f"step {step}: {shown}")
             folder = self.output_dir / "validation" / f"step-{step}"
-            try:
-                measured |= by_main_process(self.accelerator, lambda: self._shown(folder))
-            except OSError as error:
-                self.accelerator.print(f"step {step}: not written: validation: {error}")
-            self._track(measured)
+            measured |= self.unless_the_disk_is_full("validation", lambda: self._shown(folder)) or {}
+            self.track(measured)
         if step % args.checkpointing_steps == 0 or is_last:
             self.save()
 
@@ -279,27 +269,9 @@ class StageTrainer:
         folder.mkdir(parents=True, exist_ok=True)
         return self.show(folder)
 
-    def _track(self, values: dict[str, float]) -> None:
-        """Tells the trackers; a disk that is full is no reason to stop."""
-        if self.args.report_to != "none":
-            try:
-                by_main_process(self.accelerator, lambda: self.accelerator.log(values, step=self.step))
-            except OSError as error:
-                self.accelerator.print(f"step {self.step}: not written: trackers: {error}")
-
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def save(self) -> Path | None:
-        """Writes a checkpoint; None, and a message, where the disk does not take it: the training goes on."""
-        try:
-            return save_checkpoint(
-                self.output_dir, self.step, self._write_all, self.accelerator, self.args.checkpoints_total_limit
-            )
-        except OSError as error:
-            self.accelerator.print(f"step {self.step}: {error}")
-            return None
-
-    def _write_all(self, folder: Path) -> None:
+    def write_checkpoint(self, folder: Path) -> None:
         self.accelerator.save_state(str(folder))
         if self.accelerator.is_main_process:
             self.write_state(folder)
@@ -312,24 +284,13 @@ class StageTrainer:
         Raises:
             ValueError: it is of another training; what differs is named.
         """
-        state = state_of_same_run(checkpoint, self.facts())
-        if checkpoint_step(checkpoint) > self.max_train_steps:
-            raise ValueError(
-                f"{checkpoint} is of step {checkpoint_step(checkpoint)}: expected at most the {self.max_train_steps} "
-                "steps that the training is to have."
-            )
+        state = self.state_of_same_run(checkpoint)
         self.accelerator.load_state(str(checkpoint))
         self.accelerator.step = 0  # of the micro-batches of a step, which may be others than before
         self.read_state(checkpoint)
         self.step, self.seconds = checkpoint_step(checkpoint), state["seconds"]
         self.log.load_state_dict(state["log"], self.step, self.accelerator.is_main_process)
-
-        def set_aside() -> None:
-            if checkpoint.parent.resolve() == self.output_dir.resolve():
-                for path in set_aside_after(checkpoint):
-                    self.accelerator.print(f"Set aside, as the training goes on from an earlier one: {path}")
-
-        by_main_process(self.accelerator, set_aside)
+        by_main_process(self.accelerator, lambda: self.set_aside_later_ones(checkpoint))
 
     def results(self) -> dict[str, Any]:
         """What the training measured; all processes call it, after `fit`."""
