@@ -32,7 +32,8 @@ are the table `training.md`. A stage that was killed goes on if its command says
 seconds are those of all its runs.
 
 `options` are those of `endora evaluate`, those of schedulers for pipelines that have one; a list as `protocol` makes
-each table for each of them. Each pair of model and corpus gets its full report in `output`; a pair that fails says why
+each table for each of them. A corpus may have `options` of its own beside `real` and `train`, as `{num_clips: 100}`
+where it is small. Each pair of model and corpus gets its full report in `output`; a pair that fails says why
 in its row, and the others go on. What is sampled or computed is kept: a second run repeats nothing. Several processes
 share the work: `torchrun --nproc_per_node 2 examples/benchmark.py benchmark.yaml`; trainings can run beforehand, one
 by one or side by side: `examples/benchmark.py benchmark.yaml --train_only --models Endora --corpora Colonoscopic`.
@@ -78,6 +79,7 @@ class Benchmark:
 
     output: Path
     corpora: dict[str, dict[str, str]]
+    options_of: dict[str, dict[str, Any]]  # by corpus
     models: dict[str, dict[str, str]]
     trainings: dict[str, list[str]]  # stages of the models that are trained here
     tables: dict[str, list[str]]
@@ -112,8 +114,10 @@ def read_benchmark(path: Path) -> Benchmark:
         if not isinstance(entries, dict) or not entries or not all(isinstance(of, dict) for of in entries.values()):
             raise ValueError(f"{path}: {kind}: expected names, each with its paths")
     for name, corpus in corpora.items():
-        if "real" not in corpus or not set(corpus) <= {"real", "train"}:
-            raise ValueError(f"{path}: corpus {name}: expected real and perhaps train, got {', '.join(corpus)}")
+        if "real" not in corpus or not set(corpus) <= {"real", "train", "options"}:
+            raise ValueError(
+                f"{path}: corpus {name}: expected real and perhaps train and options, got {', '.join(corpus)}"
+            )
     trainings = {name: of[TRAINING] for name, of in models.items() if TRAINING in of}
     for name, stages in trainings.items():
         if set(models[name]) != {TRAINING} or not isinstance(stages, list) or not all(map(is_stage, stages)):
@@ -135,16 +139,21 @@ def read_benchmark(path: Path) -> Benchmark:
     for name, rows in tables.items():
         if other := [row for row in rows if row not in models]:
             raise ValueError(f"{path}: table {name}: {other[0]} is none of the models ({', '.join(models)})")
-    options = dict(content.get("options") or {})
-    if other := sorted(set(options) - OPTIONS):
-        raise ValueError(f"{path}: option {other[0]}: expected one of {', '.join(sorted(OPTIONS))}")
+    options = content.get("options") or {}
+    options_of = {name: corpus.pop("options", None) or {} for name, corpus in corpora.items()}
+    for known_here, given in ((OPTIONS, options), *((OPTIONS - {"protocol"}, own) for own in options_of.values())):
+        if not isinstance(given, dict):
+            raise ValueError(f"{path}: options: expected names with values, got {given}")
+        if other := sorted(set(given) - known_here):
+            raise ValueError(f"{path}: option {other[0]}: expected one of {', '.join(sorted(known_here))}")
+    options = dict(options)
     protocols = options.pop("protocol", "endora-strict")
     protocols = protocols if isinstance(protocols, list) else [protocols]
     if other := [name for name in protocols if name not in PROTOCOLS] or ([] if protocols else ["none"]):
         raise ValueError(f"{path}: protocol {other[0]}: expected one of {', '.join(PROTOCOLS)}, or a list of them")
     output = path.parent / content.get("output", "benchmark")
     sources = {name: folders.get(name, dict.fromkeys(corpora, "")) for name in models}
-    return Benchmark(output, corpora, sources, trainings, tables, protocols, options)
+    return Benchmark(output, corpora, options_of, sources, trainings, tables, protocols, options)
 
 
 def part_of(benchmark: Benchmark, models: list[str] | None, corpora: list[str] | None) -> Benchmark:
@@ -190,7 +199,7 @@ def run(benchmark: Benchmark, folder: Path, protocol: str) -> dict[tuple[str, st
     needed = {model for rows in benchmark.tables.values() for model in rows}
     for model in (name for name in benchmark.models if name in needed):
         for corpus, source in benchmark.models[model].items():
-            options: dict[str, Any] = {**benchmark.options, "protocol": protocol}
+            options: dict[str, Any] = {**benchmark.options, **benchmark.options_of[corpus], "protocol": protocol}
             options |= {name: locate(options[name], folder) for name in PATHS & options.keys()}
             options |= {name: locate(path, folder) for name, path in benchmark.corpora[corpus].items()}
             several = [protocol] if len(benchmark.protocols) > 1 else []

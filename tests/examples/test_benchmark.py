@@ -117,6 +117,9 @@ def test_tables(benchmark, folder, monkeypatch, caplog):
         ("{Red: broken}", "{Green: broken}", "Green is none of the corpora"),
         ("[Good model]", "[Best model]", "Best model is none of the models"),
         ("num_clips", "num_clip", "option num_clip: expected one of"),
+        ("{real: red}", "{real: red, options: {num_clip: 3}}", "option num_clip: expected one of"),
+        ("{real: red}", "{real: red, options: {protocol: endora-legacy}}", "option protocol: expected one of"),
+        ("{real: red}", "{real: red, options: 3}", "options: expected names with values, got 3"),
         ("corpora:", "corpora: [", "cannot be read as yaml"),
         ("{metrics", "{protocol: [endora-strict, strict], metrics", "protocol strict: expected one of endora-strict"),
     ],
@@ -163,12 +166,14 @@ def test_options_of_schedulers_are_for_pipelines_that_have_one(benchmark, folder
         (folder / name / "model_index.json").write_text(json.dumps({"_class_name": kind}))
     path = folder / "benchmark.yaml"
     options = "{protocol: [endora-strict, endora-legacy], num_inference_steps: 50, metrics"
-    path.write_text(path.read_text().replace("{metrics", options))
+    text = path.read_text().replace("{metrics", options)
+    path.write_text(text.replace("{real: blue,", "{real: blue, options: {num_clips: 8},"))
     with pytest.raises(FileNotFoundError):  # no report is written
         run(benchmark, monkeypatch, path, "--models", "Good model", "--corpora", "Red")
     with pytest.raises(FileNotFoundError):
         run(benchmark, monkeypatch, path, "--models", "Good model", "--corpora", "Blue")
     assert ["num_inference_steps" in call for call in calls] == [False, True]
+    assert [call["num_clips"] for call in calls] == [12, 8]
     assert [call["samples_dir"].parts[-3:] for call in calls] == [
         ("samples", "Good_model", "Red"),  # of whatever protocol
         ("samples", "Good_model", "Blue"),
