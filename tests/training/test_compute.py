@@ -1,8 +1,9 @@
 """Operations of a training: of a script whose number of operations is known."""
 
 import pytest
+import torch
 
-from diffusers_endora.training.compute import count_training, steps_of
+from diffusers_endora.training.compute import OperationCounter, count_training, steps_of
 
 # 2 x 8 x 4 x 4 operations once, three products of 2 x 4 x 4 x 4 a step (forwards, and backwards to both sides), a
 # fourth every 16th step, from the first on
@@ -39,6 +40,15 @@ def command(script: str, steps: int) -> list[str]:
 def test_a_long_training_is_counted_by_its_first_steps(script):
     once, product = 2 * 8 * 4 * 4, 2 * 4 * 4 * 4
     assert count_training(command(script, 161)) == once + product + 3 * 161 * product + 10 * product
+
+
+def test_gradients_of_gradients_are_counted():
+    weight, clip = torch.ones(4, 4, requires_grad=True), torch.ones(4, 4, requires_grad=True)
+    with OperationCounter() as counter:
+        score = torch.nn.Sequential(torch.nn.Identity())(weight @ clip).square().sum()
+        (gradient,) = torch.autograd.grad(score, clip, create_graph=True)  # a product
+        gradient.square().sum().backward()  # two of that product, two of the first
+    assert counter.total == 6 * 2 * 4 * 4 * 4
 
 
 def test_a_script_that_fails_says_why(script):

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 STEPS_FLAGS = ("--max_train_steps", "--autoencoder_steps")  # of the scripts in `examples`; a stage has one
 OUTPUT = "{output}"  # stands in a command for the folder that a training writes
@@ -73,14 +75,38 @@ def _count(command: list[str], steps: int) -> int:
     return int(done.stdout.strip().splitlines()[-1])
 
 
+class OperationCounter(TorchDispatchMode):
+    """Counts what is computed inside, as `torch.utils.flop_counter.FlopCounterMode` does.
+
+    That one also follows modules by hooks, which gradients of gradients, as of R1, cannot pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        count = flop_registry.get(func.overloadpacket)
+        if count is None:  # without autograd, what consists of other operations comes whole
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if count is not None:
+            self.total += count(*args, **kwargs, out_val=result)
+        return result
+
+
 def main() -> None:
     """Runs the script of the command line, with its arguments, and prints the count as its last line."""
     script, *sys.argv[1:] = sys.argv[1:]
     sys.argv[0] = script
     sys.path.insert(0, str(Path(script).parent))  # as if it were run by its name
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused attention is not counted
+    with sdpa_kernel(SDPBackend.MATH), OperationCounter() as counter:  # fused attention is not counted
         runpy.run_path(script, run_name="__main__")
-    print(counter.get_total_flops())
+    print(counter.total)
 
 
 if __name__ == "__main__":
