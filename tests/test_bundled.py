@@ -67,6 +67,7 @@ def test_an_instrument_is_grey(clips):
     assert grey[0] > 3 * grey[1:].max()
 
 
+@pytest.mark.slow
 def test_long_clips_change_no_more_at_seams_than_elsewhere(pipeline):
     generator = torch.Generator().manual_seed(0)
     (clip,) = pipeline(class_labels=[1], num_frames=40, window_overlap=8, generator=generator, output_type="np").frames
@@ -76,6 +77,7 @@ def test_long_clips_change_no_more_at_seams_than_elsewhere(pipeline):
     assert changes[is_seam].max() <= changes[~is_seam].max()
 
 
+@pytest.mark.slow
 def test_frames_follow_a_given_image(pipeline):
     images = [render_phantom_clip(seed, 1, 128, 128).frames[0] for seed in (100, 101)]
     clips = [

@@ -171,7 +171,7 @@ def test_a_row_that_comes_twice_gives_another_clip(stream):
 
 
 @pytest.mark.parametrize("options", [{}, {"fixed_offsets": True}])
-@pytest.mark.parametrize("epoch", [0, 3])
+@pytest.mark.parametrize("epoch", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_state_goes_on_with_the_very_next_item(folder, epoch, options):
     arguments = {"shuffle_buffer": 4, "clips_per_video": 2, "num_still_images": 1, **SIZE, **options}
     dataset = ClipDataset(str(folder), streaming=True, **arguments)

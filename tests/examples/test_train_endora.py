@@ -152,7 +152,7 @@ def test_guidance_by_a_weaker_model_is_learnt_and_resumes_exactly(material, trai
         train(material, tmp_path / "stopped", **{**options, "autoguidance_scale": 3}, resume_from_checkpoint="latest")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_resuming_across_epochs_with_accumulation_is_exact(material, tmp_path, optimizer):
     options = {
         "optimizer": optimizer,

@@ -67,10 +67,8 @@ def test_fvd_of_arrays_and_of_paths(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(
-    "name",
-    ["fid", pytest.param("kid", marks=pytest.mark.slow), pytest.param("inception_score", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fid", "kid", "inception_score"])
 def test_image_metrics(tmp_path, inception_weights, name):
     metric = evaluate.load(str(MODULES / name))
     short = {"predictions": clips(0)[:, :4, :, :]} | (

@@ -336,6 +336,7 @@ def test_inductor(check):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.slow
 def test_one_dynamic_graph_serves_every_resolution():
     transformer = tiny_transformer(num_layers=1)
     compiled = torch.compile(transformer, backend="eager", fullgraph=True, dynamic=True)
@@ -349,6 +350,7 @@ def test_one_dynamic_graph_serves_every_resolution():
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.slow
 def test_a_group_offloaded_model_compiles():
     transformer = tiny_transformer(num_layers=1)
     expected = run(transformer)

@@ -290,6 +290,7 @@ def fresh_process(script: str, cache: Path, *arguments) -> list:
     return json.loads(process.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_folder_loads_in_fresh_processes_with_and_without_the_package(pipe, folder, tmp_path):
     expected = generate(pipe).flatten()
     cache = tmp_path / "cache"

@@ -312,6 +312,7 @@ def assert_same_gradients(sharded: dict[str, torch.Tensor], whole: dict[str, tor
         assert (sharded[name] - gradient).abs().max() <= rtol * largest, name
 
 
+@pytest.mark.slow
 def test_each_process_holds_its_part_of_every_parameter(found, alone):
     assert all(of_process["are_sharded"] for of_process in found)
     for name, whole in alone.initial.items():
@@ -320,6 +321,7 @@ def test_each_process_holds_its_part_of_every_parameter(found, alone):
         assert torch.equal(torch.cat(parts), whole), name
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_are_those_of_the_whole_batch(found, alone):
     assert_same_losses([of_process["losses"] for of_process in found], alone.losses, rtol=1e-5)
     norm = torch.nn.utils.get_total_norm(list(alone.gradients.values()))
@@ -328,6 +330,7 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(found, alone):
         torch.testing.assert_close(of_process["norm"], norm, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_a_bad_step_leaves_shards_as_they_are(found, alone):
     for of_process in found:
         for name, whole in alone.initial.items():
@@ -335,6 +338,7 @@ def test_a_bad_step_leaves_shards_as_they_are(found, alone):
             assert not torch.equal(of_process["stepped"][name], whole), name
 
 
+@pytest.mark.slow
 def test_the_average_of_shards(found, alone):
     whole = MovingAverage(alone.initial.values(), 0.9)
     for of_process in found:
@@ -348,6 +352,7 @@ def test_the_average_of_shards(found, alone):
         assert all(map(torch.equal, of_process["swapped_back"].values(), stepped))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_shards_is_read_back_exactly_also_by_one_process(found, folder):
     assert all(of_process["is_read_back"] for of_process in found)
     model = small_model()
@@ -359,6 +364,7 @@ def test_a_checkpoint_of_shards_is_read_back_exactly_also_by_one_process(found, 
     assert all(moment.abs().max() > 0 for moment in moments(optimizer))
 
 
+@pytest.mark.slow
 def test_mixed_precision_is_autocast_and_the_loss_stays_in_float32(found):
     model = small_model()
     with torch.autocast("cpu", torch.bfloat16):
@@ -375,6 +381,7 @@ def test_the_teacher_follows_to_the_device_though_it_is_no_submodule():
     assert not any(value.is_meta for value in model.parameters())
 
 
+@pytest.mark.slow
 def test_the_trainer_on_shards_accumulates_evaluates_and_resumes_as_on_the_whole(found, folder):
     AcceleratorState._reset_state(True)
     whole = train(folder, Accelerator(cpu=True), BATCH_SIZE)

@@ -187,6 +187,7 @@ def check_random_instants(number: int, raw, file_format, uninterrupted, tmp_path
     assert num_killed == number
 
 
+@pytest.mark.slow
 def test_killed_at_three_random_instants(raw, file_format, uninterrupted, tmp_path, monkeypatch):
     check_random_instants(3, raw, file_format, uninterrupted, tmp_path, monkeypatch)
 
