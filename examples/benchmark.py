@@ -421,7 +421,8 @@ def write_table(name: str, rows: list[str], benchmark: Benchmark, outcomes: dict
         for row in outcome.rows.values()
         if spread(row)[1]
     }
-    note = f"Mean ± spread ({'; '.join(sorted(kinds))}). Best in bold. Protocol and warnings: see reports/."
+    spreads = f"Mean ± spread ({'; '.join(sorted(kinds))}). Best in bold. " if kinds else ""
+    note = f"{spreads}Protocol and warnings: see reports/."
     with written_atomically(path) as temporary:
         page = "\n".join([f"# {name}", "", markdown_table(rows, headers, texts), "", note]) + "\n"
         temporary.write_text(page, encoding="utf-8")
