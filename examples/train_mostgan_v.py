@@ -20,7 +20,7 @@ from diffusers_endora.baselines.gan_trainer import train
 
 def main() -> None:
     """Trains as the command line says; see the module's docstring."""
-    args = parse_gan_arguments("Trains MoStGAN-V on a folder of videos or a Hugging Face video dataset.")
+    args = parse_gan_arguments(MOSTGAN_V)
     if code := train(args, MOSTGAN_V):
         sys.exit(code)
 

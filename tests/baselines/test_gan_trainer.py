@@ -42,7 +42,7 @@ def flags(output_dir: Path, *more: str) -> list[str]:
 
 
 def make_trainer(output_dir: Path, *more: str, precision: str = "no") -> GANTrainer:
-    args = parse_gan_arguments("", flags(output_dir, *more))
+    args = parse_gan_arguments(STYLEGAN_V, flags(output_dir, *more))
     networks = build_networks(args, STYLEGAN_V, 2)
     return GANTrainer(
         args, Accelerator(cpu=True, mixed_precision=precision), STYLEGAN_V, *networks, BrighteningClips()

@@ -20,6 +20,7 @@ from test_train_endora import SCRIPT, train
 
 from diffusers_endora import EndoraTransformer3DModel
 from diffusers_endora.baselines.gan_arguments import parse_gan_arguments
+from diffusers_endora.baselines.gan_recipes import MOSTGAN_V, STYLEGAN_V
 from diffusers_endora.baselines.lvdm.lvdm_arguments import make_parser, parse_lvdm_arguments
 from diffusers_endora.data.video_io import write_video
 from diffusers_endora.models import transformer_endora
@@ -130,8 +131,8 @@ def test_the_benchmark_trains_the_four_systems_with_flags_that_they_have(monkeyp
         return autoencoder.parse_args()
 
     parsers = {
-        "train_stylegan_v.py": partial(parse_gan_arguments, ""),
-        "train_mostgan_v.py": partial(parse_gan_arguments, ""),
+        "train_stylegan_v.py": partial(parse_gan_arguments, STYLEGAN_V),
+        "train_mostgan_v.py": partial(parse_gan_arguments, MOSTGAN_V),
         "train_lvdm.py": lambda argv: parse_lvdm_arguments(make_parser(""), argv),
         "train_autoencoder.py": of_autoencoder,
         "train_endora.py": of_endora,

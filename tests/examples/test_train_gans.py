@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from script_runs import EXAMPLES, as_flags, read_log, run_main
 
 from diffusers_endora import MoStGANVPipeline, StyleGANVPipeline
+from diffusers_endora.baselines import gan_recipes
 from diffusers_endora.baselines.gan_arguments import parse_gan_arguments
 from diffusers_endora.data.video_io import read_video_info
 
@@ -163,16 +164,20 @@ def test_what_goes_wrong_is_one_sentence(material, tmp_path, capsys, changes, se
 
 
 def test_the_defaults_are_the_official_configuration():
-    args = parse_gan_arguments("", ["--train_data_dir=VIDEOS", "--output_dir=OUT"])
+    args = parse_gan_arguments(gan_recipes.STYLEGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT"])
     assert (args.resolution, args.num_frames, args.train_batch_size, args.learning_rate) == (128, 16, 64, 0.0025)
     assert (args.channel_base, args.channel_max, args.code_dim, args.motion_z_distance) == (16384, 512, 512, 16)
     assert (args.augmentation, args.augmentation_target, args.augmentation_clips) == (True, 0.6, 100_000)
     assert (args.r1_gamma, args.ema_rampup, args.initial_contrast) == (None, None, 1)
-    demo = parse_gan_arguments("", ["--train_data_dir=VIDEOS", "--output_dir=OUT", "--preset=demo", "--code_dim=32"])
+    demo = parse_gan_arguments(
+        gan_recipes.STYLEGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT", "--preset=demo", "--code_dim=32"]
+    )
     assert (demo.resolution, demo.code_dim, demo.r1_gamma, demo.ema_rampup) == (64, 32, 2, 0.05)
-    assert not demo.augmentation
+    assert (demo.augmentation, demo.max_train_steps) == (False, gan_recipes.STYLEGAN_V.demo_steps)
+    demo = parse_gan_arguments(gan_recipes.MOSTGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT", "--preset=demo"])
+    assert demo.max_train_steps == gan_recipes.MOSTGAN_V.demo_steps != gan_recipes.STYLEGAN_V.demo_steps
     more = ["--preset=demo", "--augmentation", "--initial_contrast=0.5"]
-    demo = parse_gan_arguments("", ["--train_data_dir=VIDEOS", "--output_dir=OUT", *more])
+    demo = parse_gan_arguments(gan_recipes.STYLEGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT", *more])
     assert (demo.augmentation, demo.initial_contrast) == (True, 0.5)
 
 

@@ -17,12 +17,14 @@ from ..training.arguments import (
     empty_parser,
     read_flags,
 )
+from .gan_recipes import GANRecipe
 
 FRAMES_PER_CLIP = 3  # that the discriminator sees (StyleGAN-V, section 3.3, and its `configs/sampling/base.yaml`)
 MINIBATCH_GROUP = 4  # clips that the discriminator compares, by its minibatch standard deviation
 
 # Flags that are not given. "paper" is the official configuration: 25 million frames in steps of 64 clips of 3 frames,
-# a half-width StyleGAN2 below 512 pixels. "demo" learns something on a CPU within half an hour.
+# a half-width StyleGAN2 below 512 pixels. "demo" learns something on two CPU cores within half an
+# hour, for which each GAN has its number of steps.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "resolution": 128,
@@ -37,7 +39,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "resolution": 64,
         "train_batch_size": 4,
-        "max_train_steps": 4000,
         "channel_base": 1024,
         "channel_max": 64,
         "code_dim": 128,
@@ -49,12 +50,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def parse_gan_arguments(description: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags of a GAN's training; exits with one line on stderr and code 2 where they are wrong.
+def parse_gan_arguments(recipe: GANRecipe, argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of a training of this GAN; exits with one line on stderr and code 2 where they are wrong.
 
     Flags that are not given have the value of the preset.
     """
-    parser = empty_parser(description)
+    parser = empty_parser(f"Trains {recipe.name} on a folder of videos or a Hugging Face video dataset.")
     add_data(parser.add_argument_group("data"), is_endora=False)
     _add_model(parser.add_argument_group("model"))
     _add_optimisation(parser.add_argument_group("optimisation"))
@@ -63,6 +64,8 @@ def parse_gan_arguments(description: str, argv: list[str] | None = None) -> argp
     # What is not of these trainings, but what the loading of clips asks for
     parser.set_defaults(resolution=None, num_still_images=0, validation_loss_clips=1)
     args = read_flags(parser, argv)
+    if args.preset == "demo" and args.max_train_steps is None:
+        args.max_train_steps = recipe.demo_steps
     for name, value in PRESETS[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
