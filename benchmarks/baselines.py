@@ -147,7 +147,7 @@ def gan_rows(recipe: GANRecipe, folder: Path, device: torch.device, batch_size: 
     flags = ["--train_data_dir", str(folder / "corpus"), "--output_dir", str(folder / recipe.name)]
     flags += ["--frame_interval", "1", "--train_batch_size", str(batch_size), "--dataloader_num_workers", "0"]
     flags += ["--no-allow_tf32"]  # so that both sides can be compared
-    args = parse_gan_arguments("", flags)
+    args = parse_gan_arguments(recipe, flags)
     AcceleratorState._reset_state(True)
     dataset, _ = load_clips(args)
     generator, discriminator = build_networks(args, recipe, dataset.num_classes)

@@ -343,11 +343,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "_"
 
 
-def spread(row: dict[str, Any]) -> tuple[float | None, str]:
-    """Standard deviation over seeds, else whatever the metric has."""
+def spreads(row: dict[str, Any]) -> dict[str, float]:
+    """What a spread is of -> standard deviation: over seeds of sampling, and what the metric has of its own."""
+    found = {}
     if row["std_over_seeds"] is not None:
-        return row["std_over_seeds"], f"{len(row['per_seed'])} seeds"
-    return (row["spread"]["std"], row["spread"]["kind"]) if row["spread"] else (None, "")
+        found[f"{len(row['per_seed'])} sets of samples"] = row["std_over_seeds"]
+    if row["spread"]:
+        found[row["spread"]["kind"]] = row["spread"]["std"]
+    return found
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -389,8 +392,8 @@ def cells(
                 line.append(("-", False))
             elif metric in outcome.rows:
                 row = outcome.rows[metric]
-                std, _ = spread(row)
-                line.append((with_spread(row["value"], std), best.get((corpus, metric)) == row["value"]))
+                text = with_spread(row["value"], *spreads(row).values())
+                line.append((text, best.get((corpus, metric)) == row["value"]))
             else:
                 line.append(("-" if corpus in told else f"failed: {outcome.error}", False))
                 told.add(corpus)
@@ -416,13 +419,13 @@ def write_table(name: str, rows: list[str], benchmark: Benchmark, outcomes: dict
     texts = cells(rows, cols, outcomes)
     path = benchmark.output / f"{slug(name)}.md"
     kinds = {
-        f"{row['label']}: {spread(row)[1]}"
+        f"{row['label']}: {' / '.join(of_row)}"
         for outcome in outcomes.values()
         for row in outcome.rows.values()
-        if spread(row)[1]
+        if (of_row := spreads(row))
     }
-    spreads = f"Mean ± spread ({'; '.join(sorted(kinds))}). Best in bold. " if kinds else ""
-    note = f"{spreads}Protocol and warnings: see reports/."
+    legend = f"Mean ± standard deviations ({'; '.join(sorted(kinds))}). Best in bold. " if kinds else ""
+    note = f"{legend}Protocol and warnings: see reports/."
     with written_atomically(path) as temporary:
         page = "\n".join([f"# {name}", "", markdown_table(rows, headers, texts), "", note]) + "\n"
         temporary.write_text(page, encoding="utf-8")
@@ -446,6 +449,7 @@ def write_csv(path: Path, rows: list[str], corpora: list[str], outcomes: dict[tu
         "corpus",
         "metric",
         "value",
+        "std_over_seeds",
         "spread",
         "spread_kind",
         "infinity",
@@ -459,8 +463,9 @@ def write_csv(path: Path, rows: list[str], corpora: list[str], outcomes: dict[tu
         for model, corpus in ((model, corpus) for model in rows for corpus in corpora if (model, corpus) in outcomes):
             outcome = outcomes[model, corpus]
             for metric, row in outcome.rows.items():
-                std, kind = spread(row)
-                line = {"model": model, "corpus": corpus, "metric": metric, "spread": std, "spread_kind": kind}
+                line = {"model": model, "corpus": corpus, "metric": metric, "std_over_seeds": row["std_over_seeds"]}
+                if row["spread"]:
+                    line |= {"spread": row["spread"]["std"], "spread_kind": row["spread"]["kind"]}
                 line["infinity"] = row["infinity"]["value"] if row["infinity"] else None
                 writer.writerow(line | {name: row[name] for name in ("value", "num_real", "num_fake")})
             if outcome.error is not None:

@@ -334,7 +334,9 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, uninterrupted):
         with pytest.raises(ValueError, match=f"another training: {name} was"):
             make_trainer(tmp_path, *same, *flags_of_layout).resume(uninterrupted / "checkpoint-3")
     shorter = ("--augmentation_clips=10", "--augmentation_target=-1", "--max_train_steps=2")
-    with pytest.raises(ValueError, match="checkpoint-3 is beyond the 2 steps that the training is to have"):
+    with pytest.raises(
+        ValueError, match="checkpoint-3 is of step 3, beyond the 2 steps of the training; ask for more"
+    ):
         make_trainer(tmp_path, *shorter).resume(uninterrupted / "checkpoint-3")
     foreign = tmp_path / "checkpoint-3"
     foreign.mkdir()

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from script_runs import EXAMPLES, as_flags, read_log, run_main
 
 from diffusers_endora import MoStGANVPipeline, StyleGANVPipeline
-from diffusers_endora.baselines import gan_recipes
 from diffusers_endora.baselines.gan_arguments import parse_gan_arguments
+from diffusers_endora.baselines.gan_recipes import MOSTGAN_V, STYLEGAN_V
 from diffusers_endora.data.video_io import read_video_info
 
-STYLEGAN_V, MOSTGAN_V = EXAMPLES / "train_stylegan_v.py", EXAMPLES / "train_mostgan_v.py"
+TRAIN_STYLEGAN_V, TRAIN_MOSTGAN_V = EXAMPLES / "train_stylegan_v.py", EXAMPLES / "train_mostgan_v.py"
 WEIGHTS = "generator/diffusion_pytorch_model.safetensors"
 
 
@@ -52,7 +52,7 @@ def refusal(script: Path, flags: list[str], capsys: pytest.CaptureFixture) -> tu
 def trained(material, tmp_path_factory) -> Path:
     """A class-conditional StyleGAN-V."""
     output_dir = tmp_path_factory.mktemp("trained") / "out"
-    run_main(STYLEGAN_V, arguments(material, output_dir, class_conditional=True))
+    run_main(TRAIN_STYLEGAN_V, arguments(material, output_dir, class_conditional=True))
     return output_dir
 
 
@@ -93,12 +93,12 @@ def test_says_what_it_did(trained):
 def test_resumes_from_its_latest_checkpoint(material, trained, tmp_path, capsys):
     output_dir = tmp_path / "out"
     flags = {"class_conditional": True, "checkpointing_steps": 2}
-    run_main(STYLEGAN_V, arguments(material, output_dir, **flags, max_train_steps=2))
-    run_main(STYLEGAN_V, arguments(material, output_dir, **flags, resume_from_checkpoint="latest"))
+    run_main(TRAIN_STYLEGAN_V, arguments(material, output_dir, **flags, max_train_steps=2))
+    run_main(TRAIN_STYLEGAN_V, arguments(material, output_dir, **flags, resume_from_checkpoint="latest"))
     assert "Resumed from" in capsys.readouterr().out
     one, other = load_file(output_dir / WEIGHTS), load_file(trained / WEIGHTS)
     assert all(torch.equal(one[name], other[name]) for name in other)
-    code, error = refusal(STYLEGAN_V, arguments(material, output_dir, **flags), capsys)
+    code, error = refusal(TRAIN_STYLEGAN_V, arguments(material, output_dir, **flags), capsys)
     assert code == 1
     assert "has the checkpoints of a training, up to checkpoint-4" in error
 
@@ -107,7 +107,7 @@ def test_mostgan_v_trains_with_a_preset_in_a_config(material, tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text("preset: demo\nresolution: 32\nmax_train_steps: 1\nr1_gamma: 2.5\n")
     flags = arguments(material, tmp_path / "out", preset=None, resolution=None, max_train_steps=None, config=config)
-    run_main(MOSTGAN_V, flags)
+    run_main(TRAIN_MOSTGAN_V, flags)
     frames = MoStGANVPipeline.from_pretrained(tmp_path / "out")(num_frames=5, output_type="pt").frames
     assert frames.shape == (1, 5, 3, 32, 32)
     facts = json.loads((tmp_path / "out" / "training.json").read_text())
@@ -137,7 +137,7 @@ def test_mostgan_v_trains_with_a_preset_in_a_config(material, tmp_path, capsys):
     ],
 )
 def test_flags_that_do_not_fit_are_refused(material, tmp_path, capsys, changes, sentence):
-    code, error = refusal(MOSTGAN_V, arguments(material, **{"output_dir": tmp_path / "out", **changes}), capsys)
+    code, error = refusal(TRAIN_MOSTGAN_V, arguments(material, **{"output_dir": tmp_path / "out", **changes}), capsys)
     assert code == 2
     assert sentence in error.splitlines()[-1]
     assert not (tmp_path / "out").exists()
@@ -156,7 +156,7 @@ def test_flags_that_do_not_fit_are_refused(material, tmp_path, capsys, changes, 
     ],
 )
 def test_what_goes_wrong_is_one_sentence(material, tmp_path, capsys, changes, sentence):
-    code, error = refusal(STYLEGAN_V, arguments(material, tmp_path / "out", **changes), capsys)
+    code, error = refusal(TRAIN_STYLEGAN_V, arguments(material, tmp_path / "out", **changes), capsys)
     assert code == 1
     assert sentence in error.splitlines()[-1]
     assert not list(tmp_path.glob("out/checkpoint-*"))
@@ -164,20 +164,20 @@ def test_what_goes_wrong_is_one_sentence(material, tmp_path, capsys, changes, se
 
 
 def test_the_defaults_are_the_official_configuration():
-    args = parse_gan_arguments(gan_recipes.STYLEGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT"])
+    args = parse_gan_arguments(STYLEGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT"])
     assert (args.resolution, args.num_frames, args.train_batch_size, args.learning_rate) == (128, 16, 64, 0.0025)
     assert (args.channel_base, args.channel_max, args.code_dim, args.motion_z_distance) == (16384, 512, 512, 16)
     assert (args.augmentation, args.augmentation_target, args.augmentation_clips) == (True, 0.6, 100_000)
     assert (args.r1_gamma, args.ema_rampup, args.initial_contrast) == (None, None, 1)
     demo = parse_gan_arguments(
-        gan_recipes.STYLEGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT", "--preset=demo", "--code_dim=32"]
+        STYLEGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT", "--preset=demo", "--code_dim=32"]
     )
     assert (demo.resolution, demo.code_dim, demo.r1_gamma, demo.ema_rampup) == (64, 32, 2, 0.05)
-    assert (demo.augmentation, demo.max_train_steps) == (False, gan_recipes.STYLEGAN_V.demo_steps)
-    demo = parse_gan_arguments(gan_recipes.MOSTGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT", "--preset=demo"])
-    assert demo.max_train_steps == gan_recipes.MOSTGAN_V.demo_steps != gan_recipes.STYLEGAN_V.demo_steps
+    assert (demo.augmentation, demo.max_train_steps) == (False, STYLEGAN_V.demo_steps)
+    demo = parse_gan_arguments(MOSTGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT", "--preset=demo"])
+    assert demo.max_train_steps == MOSTGAN_V.demo_steps != STYLEGAN_V.demo_steps
     more = ["--preset=demo", "--augmentation", "--initial_contrast=0.5"]
-    demo = parse_gan_arguments(gan_recipes.STYLEGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT", *more])
+    demo = parse_gan_arguments(STYLEGAN_V, ["--train_data_dir=VIDEOS", "--output_dir=OUT", *more])
     assert (demo.augmentation, demo.initial_contrast) == (True, 0.5)
 
 

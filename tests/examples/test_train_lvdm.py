@@ -63,7 +63,7 @@ def refusal(flags: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str]:
 def trained(material, tmp_path_factory) -> Path:
     """Both stages, class-conditional, not interrupted."""
     output_dir = tmp_path_factory.mktemp("trained") / "out"
-    train(material, output_dir, class_conditional=True, validation_fraction=0.25)
+    train(material, output_dir, class_conditional=True, validation_fraction=0.25, max_grad_norm="inf")
     return output_dir
 
 

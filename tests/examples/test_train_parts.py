@@ -205,7 +205,6 @@ def test_no_videos(script, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_render_phantom_takes_the_seeds_of_a_split(tmp_path):
     options = ["--split", "test", "--num_frames", "2", "--size", "16", "--num_processes", "1"]
     script, flags = EXAMPLES / "render_phantom.py", ["--output_dir", str(tmp_path), *options]

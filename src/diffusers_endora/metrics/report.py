@@ -80,12 +80,15 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{decimals}f}" if decimals <= 7 else f"{value:.{digits - 1}g}"
 
 
-def with_spread(value: float, std: float | None) -> str:
-    """`value ± std`, the spread with two digits and the value with as many decimals."""
-    if not std:
-        return number(value) + ("" if std is None else " ± 0")
-    decimals = max(0, 1 - math.floor(math.log10(std)))
-    return f"{value:.{decimals}f} ± {std:.{decimals}f}" if decimals <= 7 else f"{value:.3g} ± {std:.2g}"
+def with_spread(value: float, *stds: float | None) -> str:
+    """`value ± std / std`, the smallest spread above 0 with two digits, the rest with as many decimals."""
+    known = [std for std in stds if std is not None]
+    if not any(known):
+        return number(value) + (" ± 0" if known else "")
+    decimals = max(0, 1 - math.floor(math.log10(min(filter(None, known)))))
+    if decimals > 7:
+        return f"{value:.3g} ± " + " / ".join(f"{std:.2g}" for std in known)
+    return f"{value:.{decimals}f} ± " + " / ".join(f"{std:.{decimals}f}" for std in known)
 
 
 def markdown(report: dict[str, Any], pictures: list[str]) -> str:

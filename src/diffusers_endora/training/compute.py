@@ -23,12 +23,14 @@ def steps_of(command: list[str]) -> int:
     """The number of steps that a training's command line asks for.
 
     Raises:
-        ValueError: it says no number of steps, or several, or no `{output}` for its folder.
+        ValueError: it says no number of steps, or several, or no `{output}` for its folder, or would publish.
     """
     line = " ".join(command)
     place = steps_place(command)
     if place is None or not command[place].isdigit():
         raise ValueError(f"training {line}: expected one of {' and '.join(STEPS_FLAGS)} with a number")
+    if "--push_to_hub" in command:
+        raise ValueError(f"training {line}: expected no --push_to_hub, as its steps are counted by shorter trainings")
     if not any(OUTPUT in part for part in command):
         raise ValueError(f"training {line}: expected {OUTPUT} where the folder goes that it writes")
     return int(command[place])
@@ -45,7 +47,8 @@ def count_training(command: list[str]) -> int:
 
     The script runs for 1 step and for 17, into folders that are removed; the difference is that of 16 steps, and what
     the first run has besides its step (caches, validation at the end) is counted once. A training whose length is at
-    most 17 steps is counted whole. One multiplication with its addition are 2 operations, as in
+    most 17 steps is counted whole. What begins later than that is not counted: validations on the way, and a loss that
+    joins after so many steps. One multiplication with its addition are 2 operations, as in
     `torch.utils.flop_counter`.
 
     Args:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -68,6 +68,8 @@ class Trainer(TrainingRun):
         learning_rate: before the schedule.
         origin: what a resumed training has to share beside what the flags and the transformer's config say.
     """
+
+    facts_of_earlier_versions: ClassVar[dict[str, Any]] = {"optimizer": "adamw"}
 
     def __init__(
         self,

@@ -1,11 +1,14 @@
-"""What every training here has: trackers, checkpoints, and going on from one."""
+"""What the trainings of clips have in common: trackers, checkpoints, and going on from one.
+
+Those of parts (autoencoder, teacher, distillation) are simpler: `resumable_steps`.
+"""
 
 import argparse
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from accelerate import Accelerator
 
@@ -30,6 +33,8 @@ class TrainingRun:
         dataset: the corpus.
         max_train_steps: optimiser steps.
     """
+
+    facts_of_earlier_versions: ClassVar[dict[str, Any]] = {}  # what was the case before `facts` had it
 
     def __init__(
         self, args: argparse.Namespace, accelerator: Accelerator, dataset: ClipDataset, max_train_steps: int
@@ -78,12 +83,17 @@ class TrainingRun:
             ) from None
 
         # 2. Of this training?
-        facts = json.loads(json.dumps(self.facts()))
-        if differing := [name for name in facts if earlier.get(name) != facts[name]]:
-            changes = ", ".join(f"{name} was {earlier.get(name)} and is {facts[name]}" for name in differing)
+        facts, earlier = json.loads(json.dumps(self.facts())), {**self.facts_of_earlier_versions, **earlier}
+        if differing := [name for name in facts if name in earlier and earlier[name] != facts[name]]:
+            changes = ", ".join(f"{name} was {earlier[name]} and is {facts[name]}" for name in differing)
             raise ValueError(f"{checkpoint} is of another training: {changes}.")
-        if checkpoint_step(checkpoint) > self.max_train_steps:
-            raise ValueError(f"{checkpoint} is beyond the {self.max_train_steps} steps that the training is to have.")
+        if unknown := sorted(facts.keys() - earlier.keys()):
+            self.accelerator.print(f"{checkpoint} does not say what these were, taken to be as now: {unknown}")
+        if (step := checkpoint_step(checkpoint)) > self.max_train_steps:
+            raise ValueError(
+                f"{checkpoint} is of step {step}, beyond the {self.max_train_steps} steps of the training; ask for "
+                "more steps, or go on from an earlier checkpoint."
+            )
         return state
 
     def set_aside_later_ones(self, checkpoint: Path) -> None:
