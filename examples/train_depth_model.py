@@ -26,7 +26,7 @@ from diffusers_endora.downstream.reconstruction.monocular_depth import Monocular
 from diffusers_endora.downstream.reconstruction.scores import depth_scores
 from diffusers_endora.files import replacing_entries, written_atomically
 
-FARTHEST = 150.0  # mm: what the model's last sigmoid is scaled to
+FARTHEST = 150  # mm: what the model's last sigmoid is scaled to
 SECONDS_BETWEEN_FRAMES = 1.5  # of flight: frames of a colon that differ
 
 
