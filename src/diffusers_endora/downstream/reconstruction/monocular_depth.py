@@ -19,6 +19,7 @@ LEVELS = (4, 2, 1)  # each image is aligned at these fractions of its size
 ITERATIONS = 12  # at most, per level
 CONTRAST_WINDOW = 5  # pixels from the middle: brightness is taken relative to these
 LEAST_CORRELATION = 0.3  # of two frames after alignment; unrelated frames are below
+LEAST_GAIN = 0.02  # in the mean correlation, by the motion: a camera that stands still gains nothing
 
 
 class MonocularDepth:
@@ -138,12 +139,13 @@ def photometric_poses(
         is_valid: bool `(F, H, W)`: pixels that may be compared (not highlights, not the border).
 
     Raises:
-        ValueError: two frames do not look alike after alignment, or the camera stands still.
+        ValueError: two frames do not look alike after alignment, or alignment makes nothing better: the camera stands still.
     """
     contrast = local_contrast(torch.from_numpy(frames).float().mean(-1) / 255)
     maps, valid = torch.from_numpy(depth).float(), torch.from_numpy(is_valid)
     cameras = torch.from_numpy(intrinsics).float()
     pose, poses, scales, correlations = torch.eye(4), [torch.eye(4)], [1.0], []
+    unmoved: list[float] = []
     motion = torch.eye(4)
     for i in range(len(frames) - 1):
         # the motion before this one is a good guess, and none another: the better is taken
@@ -153,6 +155,7 @@ def photometric_poses(
         ]
         motion, correlation = max(tries, key=lambda result: result[1])
         correlations.append(correlation)
+        unmoved.append(_correlation(contrast[i + 1], contrast[i], valid[i]))
         seen, z, is_seen = _sample(maps[i + 1][None], scales[-1] * maps[i], cameras, motion)
         ratio = (z / seen[0])[is_seen & valid[i]]
         scales.append(float(ratio.median()) if len(ratio) else scales[-1])
@@ -169,11 +172,10 @@ def photometric_poses(
             f"frames {at} and {at + 1} do not look alike after alignment (correlation {worst:.2f}, expected "
             f"{LEAST_CORRELATION} or more): no overlap, or nothing but noise"
         )
-    steps = np.linalg.norm(np.diff(result.camera_to_world[:, :3, 3], axis=0), axis=1).sum()
-    if steps < 0.01 * np.median(result.depth):
+    if (gain := float(result.correlations.mean() - np.mean(unmoved))) < LEAST_GAIN:
         raise ValueError(
-            f"the camera hardly moves ({steps / np.median(result.depth):.2%} of the median depth): expected a clip "
-            "with parallax"
+            f"the camera stands still: aligned frames correlate by {gain:.3f} more than unmoved ones, expected "
+            f"{LEAST_GAIN} or more"
         )
     return result
 
@@ -257,5 +259,9 @@ def _align_pair(
     is_used = is_seen & valid[0]
     if is_used.sum() < 0.2 * is_used.numel():
         return motion, -1.0
-    pairs = torch.stack([moved[is_used], contrast[0][is_used]])
-    return motion, float(torch.nan_to_num(torch.corrcoef(pairs))[0, 1])
+    return motion, _correlation(moved, contrast[0], is_used)
+
+
+def _correlation(first: torch.Tensor, second: torch.Tensor, is_used: torch.Tensor) -> float:
+    """Pearson's, over the pixels that are used; 0 where an image has no contrast."""
+    return float(torch.nan_to_num(torch.corrcoef(torch.stack([first[is_used], second[is_used]])))[0, 1])
