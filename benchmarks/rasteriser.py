@@ -4,8 +4,8 @@
 
 The loop composites one Gaussian after the other over the whole image, by the same formulas, under autograd. Both draw
 the same scene: Gaussians that cover the image a few times over, as those of a fitted scene do. The two alternate, and
-the ratio is taken pair by pair, of processor time, which other work on the machine changes little. Peak memory is that of a process of its own for each chunk size, less what it has
-before the call.
+the ratio is taken pair by pair, of processor time, which other work on the machine changes little. Peak memory is that
+of a process of its own for each chunk size, less what it has before the call.
 """
 
 import argparse
@@ -117,7 +117,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="pairs of (loop, ours) that are timed")
     args = parser.parse_args()
 
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.num_gaussians} Gaussians, {args.size} px")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.num_gaussians} Gaussians, {args.size} px"
+    )
     scene = random_scene(args.num_gaussians, args.size)
     timed(rasterise, scene, args.size)
     times: dict[str, list[tuple[float, float]]] = {"loop": [], "ours": []}
@@ -139,7 +141,7 @@ def main() -> None:
     colour, alpha, depth = ((a - b).abs() for a, b in zip(images["ours"], images["loop"], strict=True))
     relative_depth = (depth / images["loop"][2].clamp(min=1)).max().item()
     print(
-        f"largest difference of colour {colour.max():.1e}, of alpha {alpha.max():.1e}, of depth {relative_depth:.1e} of it"
+        f"largest difference: colour {colour.max():.1e}, alpha {alpha.max():.1e}, depth, relative {relative_depth:.1e}"
     )
 
     print("memory, forward and backward:")

@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--num_frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second of flight, 10 to 18 mm")
-    parser.add_argument("--num_gaussians", type=int, default=6000)
-    parser.add_argument("--num_steps", type=int, default=500)
+    parser.add_argument("--num_gaussians", type=int, default=4000)
+    parser.add_argument("--num_steps", type=int, default=300)
     parser.add_argument("--num_basis", type=int, default=4)
     args = parser.parse_args()
     if "monocular" in args.paths and args.depth_model is None:
@@ -120,9 +120,7 @@ def main() -> None:
                 outcomes[path].append(known)
                 continue
             if clip is None:
-                clip = render_phantom_clip(
-                    seed, args.num_frames, args.size, args.size, instrument=False, fps=args.fps
-                )
+                clip = render_phantom_clip(seed, args.num_frames, args.size, args.size, instrument=False, fps=args.fps)
             print(f"seed {seed}, {path}", flush=True)
             row: dict[str, Any] = {"settings": settings, "numbers": {}, "error": ""}
             try:

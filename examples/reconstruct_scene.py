@@ -3,13 +3,13 @@
     python examples/reconstruct_scene.py CLIP --output_dir scene
     python examples/reconstruct_scene.py CLIP --output_dir scene --depth_model DEPTH_MODEL
 
-Without a clip it renders a phantom colon and reconstructs that. Poses come from structure from motion (pycolmap); where
-that fails, from a monocular depth model and photometric alignment, if a model is given: a folder or a Hub id of any
-depth model of `transformers`, or `phantom` for the small one of rendered colons that comes with the package. Which path
-was taken and the registration rate are printed, and are in `reconstruction.json` beside all other numbers. Every 8th
-view, from the fifth on, is held out of the fit.
+Without a clip it renders a phantom colon and reconstructs that. Poses come from structure from motion (pycolmap);
+where that fails, from a monocular depth model and photometric alignment, if a model is given: a folder or a Hub id of
+any depth model of `transformers`, or `phantom` for the small one of rendered colons that comes with the package. Which
+path was taken and the registration rate are printed, and are in `reconstruction.json` beside all other numbers. Every
+8th view, from the fifth on, is held out of the fit.
 
-A focal length is not known of most clips. It follows from --field_of_view, which is a guess unless you know your scope;
+The focal length of most clips is not known. It follows from --field_of_view, a guess unless you know your scope;
 --refine_focal_length lets structure from motion find it from there.
 """
 
@@ -45,8 +45,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--depth_model", help="folder, Hub id, or `phantom`; without it there is no second path")
     parser.add_argument("--path", choices=["auto", "monocular"], default="auto", help="monocular: the second at once")
     parser.add_argument("--lpips_weights", help="safetensors file; without it there is no LPIPS")
-    parser.add_argument("--num_gaussians", type=int, default=6000)
-    parser.add_argument("--num_steps", type=int, default=500)
+    parser.add_argument("--num_gaussians", type=int, default=4000)
+    parser.add_argument("--num_steps", type=int, default=300)
     parser.add_argument("--num_basis", type=int, default=4, help="cosines in time of a Gaussian; 0 is a rigid scene")
     parser.add_argument("--fps", type=float, default=8.0, help="of the videos that are written")
     parser.add_argument("--seed", type=int, default=0)
@@ -70,8 +70,8 @@ def load_clip(args: argparse.Namespace) -> np.ndarray:
     available = read_video_info(args.clip).num_frames
     if not 0 <= indices[0] <= indices[-1] < available:
         raise ValueError(
-            f"{args.clip}: has {available} frames, but frames {indices[0]} to {indices[-1]} were asked for; give another "
-            "--num_frames, --frame_interval or --first_frame"
+            f"{args.clip}: has {available} frames, but frames {indices[0]} to {indices[-1]} were asked for; give "
+            "another --num_frames, --frame_interval or --first_frame"
         )
     pixels = resize_and_crop_clip(read_frames(args.clip, indices), args.resolution, args.resolution, antialias=True)
     return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

@@ -57,7 +57,7 @@ def test_poses_of_a_rendered_colon_are_found(phantom):
     assert said[0].startswith("path: structure from motion, registration rate 100% (8 of 8 frames)")
     errors = pose_errors(posed.camera_to_world, phantom.camera_to_world.astype(float))
     assert errors["ate_relative"] < 0.02
-    assert errors["rpe_rotation_degrees"] < 0.6
+    assert errors["rpe_rotation_degrees"] < 1
     near_points = posed.depth_confidence > 0.9
     of_points = depth_scores(np.where(near_points, posed.depth, 0), phantom.depth)
     assert of_points["delta_1.25"] > 0.85
@@ -101,7 +101,7 @@ def test_depth_between_points_is_theirs_at_them_and_bounded_by_them():
     depth, confidence = dense_depth(pixels, values, 16, 16)
     assert confidence[3, 2] == 1
     assert depth[3, 2] == pytest.approx(1.0, rel=0.05)
-    assert 1 <= depth.min()
+    assert depth.min() >= 1
     assert depth.max() <= 4
 
 
@@ -127,7 +127,7 @@ def test_every_eighth_view_is_held_out():
 def test_a_scene_of_true_poses_shows_held_out_views_and_its_files_open(phantom, tmp_path):
     intrinsics, poses = phantom.intrinsics[0].astype(float), phantom.camera_to_world.astype(float)
     posed = with_given_poses(phantom.frames, intrinsics, poses, phantom.depth)
-    result = reconstruct(posed, num_gaussians=1500, num_steps=40)
+    result = reconstruct(posed, num_gaussians=1000, num_steps=30)
     mean_colour = phantom.frames[4].mean((0, 1)) / 255
     of_mean = -10 * np.log10(np.square(phantom.frames[4] / 255 - mean_colour).mean())
     assert result.scores["held_out"]["psnr"]["mean"] > of_mean + 5
@@ -244,18 +244,39 @@ def without_overlap() -> np.ndarray:
 BAD_CLIPS = {"noise": noise, "standing still": standing_still, "without overlap": without_overlap}
 
 
-@pytest.mark.parametrize("name", BAD_CLIPS)
-def test_neither_path_makes_a_scene_of_a_bad_clip(name):
+@pytest.mark.parametrize(
+    "name", ["noise", *(pytest.param(name, marks=pytest.mark.slow) for name in ("standing still", "without overlap"))]
+)
+def test_structure_from_motion_of_a_bad_clip_fails_and_says_so(name):
     pytest.importorskip("pycolmap", reason="needs pycolmap")
-    frames, intrinsics = BAD_CLIPS[name](), pinhole_intrinsics(64, 64, 116.0)
     with pytest.raises(ValueError, match=r"registration rate \d+%: structure from motion registered .* --depth_model"):
-        find_poses(frames, intrinsics)
-    reason = "stands still" if name == "standing still" else "do not look alike"
-    with pytest.raises(ValueError, match=reason):
+        find_poses(BAD_CLIPS[name](), pinhole_intrinsics(64, 64, 116.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("noise", "do not look alike"), ("standing still", "stands still"), ("without overlap", "do not look alike")],
+)
+def test_depth_makes_no_poses_of_a_bad_clip(name, reason):
+    depth = KnownDepth(np.ones((8, 64, 64), np.float32))
+    with pytest.raises(ValueError, match=f"registration rate not tried: .* by monocular depth, .*{reason}"):
         find_poses(
-            frames,
-            intrinsics,
-            KnownDepth(np.ones((8, 64, 64), np.float32)),
+            BAD_CLIPS[name](),
+            pinhole_intrinsics(64, 64, 116.0),
+            depth,
             use_structure_from_motion=False,
             say=lambda _: None,
         )
+
+
+@pytest.mark.slow
+def test_the_whole_way_on_a_rendered_colon():
+    """Structure from motion, then the fit: what docs/reconstruction.md reports, with room."""
+    pytest.importorskip("pycolmap", reason="needs pycolmap")
+    clip = render_phantom_clip(19, 16, 128, 128, instrument=False)
+    posed = find_poses(clip.frames, clip.intrinsics[0].astype(float))
+    result = reconstruct(posed, num_steps=150)
+    _, depth = result.render()
+    assert pose_errors(posed.camera_to_world, clip.camera_to_world.astype(float))["ate_relative"] < 0.01
+    assert depth_scores(depth, clip.depth)["delta_1.25"] > 0.85
+    assert result.scores["held_out"]["psnr"]["mean"] > 25

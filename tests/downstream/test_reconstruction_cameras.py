@@ -21,7 +21,9 @@ from diffusers_endora.downstream.reconstruction.cameras import (
 def path_of_poses(num_frames: int = 7) -> np.ndarray:
     """A path that is straight along z, with turns: what centres alone cannot align."""
     poses = np.tile(np.eye(4), (num_frames, 1, 1))
-    poses[:, :3, :3] = Rotation.from_euler("xyz", np.linspace(0, 0.3, num_frames)[:, None] * [1, -0.5, 0.7]).as_matrix()
+    poses[:, :3, :3] = Rotation.from_euler(
+        "xyz", np.linspace(0, 0.3, num_frames)[:, None] * [1, -0.5, 0.7]
+    ).as_matrix()
     poses[:, 2, 3] = 2.0 * np.arange(num_frames)
     return poses
 

@@ -76,17 +76,6 @@ def se3_exponential(twists: torch.Tensor) -> torch.Tensor:
     return torch.linalg.matrix_exp(generator)
 
 
-def interpolated_pose(first: np.ndarray, second: np.ndarray, fraction: float) -> np.ndarray:
-    """Pose between two, at `fraction` of the way: positions on a straight line, rotations by spherical interpolation."""
-    from scipy.spatial.transform import Rotation
-
-    turn = Rotation.from_matrix(first[:3, :3].T @ second[:3, :3]).as_rotvec()
-    between = np.eye(4)
-    between[:3, :3] = first[:3, :3] @ Rotation.from_rotvec(fraction * turn).as_matrix()
-    between[:3, 3] = (1 - fraction) * first[:3, 3] + fraction * second[:3, 3]
-    return between
-
-
 @dataclass(frozen=True)
 class Similarity:
     """The map `scale * rotation @ x + translation` of the world."""

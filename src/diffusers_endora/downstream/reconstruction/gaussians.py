@@ -15,7 +15,8 @@ class DeformableGaussians(torch.nn.Module):
     At time t in [0, 1] a Gaussian's centre is `mean + sum_k a_k cos(pi k t)`, k = 1 to `num_basis`, and its colour
     likewise. The coefficients are the Gaussian's own, as in Deform3DGS (Yang et al. 2024,
     https://arxiv.org/abs/2405.17835, section 2.2), where EndoGaussian (https://arxiv.org/abs/2401.12561, section 3.3)
-    has a network over feature planes; colours may change because the light is on the camera. Shapes and opacities stay.
+    has a network over feature planes; colours may change because the light is on the camera. Shapes and opacities
+    stay.
 
     Args:
         means: `(N, 3)`.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .cameras import se3_exponential, transform, unproject
+from .cameras import project, se3_exponential, transform, unproject
 
 # models of transformers that predict depth; the others predict its inverse, up to scale and shift
 DEPTH_MODELS = ("glpn", "zoedepth", "depth_pro")
@@ -129,8 +129,8 @@ def photometric_poses(
     """Camera poses by direct image alignment from frame to frame.
 
     Steinbruecker, Sturm and Cremers 2011, "Real-time visual odometry from dense RGB-D images": the motion that makes
-    a frame, moved by its depth, look like the next, by Gauss-Newton from coarse to fine, with Huber's weights. Compared
-    is local contrast, since the light moves with the camera.
+    a frame, moved by its depth, look like the next, by Gauss-Newton from coarse to fine, with Huber's weights. Local
+    contrast is compared, since the light moves with the camera.
 
     Args:
         frames: uint8 `(F, H, W, 3)`.
@@ -139,7 +139,8 @@ def photometric_poses(
         is_valid: bool `(F, H, W)`: pixels that may be compared (not highlights, not the border).
 
     Raises:
-        ValueError: two frames do not look alike after alignment, or alignment makes nothing better: the camera stands still.
+        ValueError: two frames do not look alike after alignment, or alignment makes nothing better, as when the camera
+            stands still.
     """
     contrast = local_contrast(torch.from_numpy(frames).float().mean(-1) / 255)
     maps, valid = torch.from_numpy(depth).float(), torch.from_numpy(is_valid)
@@ -202,8 +203,7 @@ def _sample(
     height, width = depth.shape
     points = transform(motion, unproject(depth, intrinsics))
     z = points[..., 2].clamp(min=1e-6)
-    u = intrinsics[0, 0] * points[..., 0] / z + intrinsics[0, 2]
-    v = intrinsics[1, 1] * points[..., 1] / z + intrinsics[1, 2]
+    u, v = project(torch.cat([points[..., :2], z[..., None]], -1), intrinsics).unbind(-1)
     is_seen = (points[..., 2] > 1e-6) & (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
     grid = torch.stack([2 * u / (width - 1) - 1, 2 * v / (height - 1) - 1], -1)
     return F.grid_sample(images[None], grid[None], align_corners=True, padding_mode="border")[0], z, is_seen

@@ -195,7 +195,7 @@ def find_poses(
 def with_given_poses(
     frames: np.ndarray, intrinsics: np.ndarray, camera_to_world: np.ndarray, depth: np.ndarray
 ) -> PosedClip:
-    """A clip whose poses `(F, 4, 4)` and depth `(F, H, W)` are known, to tell the renderer's errors from the poses'."""
+    """A clip whose poses `(F, 4, 4)` and depth `(F, H, W)` are known: what is then wrong is the renderer's."""
     check_frames(frames)
     unit = float(np.median(depth))
     ones = np.ones(depth.shape, np.float32)
@@ -207,8 +207,8 @@ def with_given_poses(
 
 def reconstruct(
     posed: PosedClip,
-    num_gaussians: int = 6000,
-    num_steps: int = 500,
+    num_gaussians: int = 4000,
+    num_steps: int = 300,
     num_basis: int = 4,
     lpips: torch.nn.Module | None = None,
     seed: int = 0,
@@ -223,9 +223,9 @@ def reconstruct(
     Poses of held-out views come from all frames, as is usual; the Gaussians never see their images.
 
     Returns:
-        Among the `scores`: `held_out` and `training`, mean, standard deviation over views and number of `psnr`, `ssim`,
-        `lpips` (with its weights) and `depth_total_variation`, and the `alpha` of held-out views, the share of the
-        image that the scene covers.
+        Its `scores` have, for the views `held_out` and `training`, mean, standard deviation over views and number of
+        `psnr`, `ssim`, `lpips` (with its weights), `depth_total_variation` and `alpha`, the share of the image that the
+        scene covers.
 
     Raises:
         ValueError: a number that is not positive, more than 20,000 Gaussians, or a fit that ends in numbers that are
@@ -345,7 +345,7 @@ def _posed_by_sparse(frames: np.ndarray, sparse: SparseScene, depth_model: Monoc
 
 
 def dense_depth(pixels: np.ndarray, values: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Depth between sparse points: of the nearest eight, the logarithms' mean, weighted by the inverse square distance.
+    """Depth between sparse points: the mean logarithm of the nearest eight, weighted by inverse squared distance.
 
     Args:
         pixels: `(N, 2)`, column and row; values: `(N,)`, positive.

@@ -32,8 +32,8 @@ def structural_similarity(first: torch.Tensor, second: torch.Tensor) -> torch.Te
 def depth_total_variation(depth: torch.Tensor) -> torch.Tensor:
     """How rough depth maps `(F, H, W)`, positive, are: `(F,)`, without unit.
 
-    The mean over pixels of `|d(u + 1, v) - d(u, v)|` plus that of `|d(u, v + 1) - d(u, v)|`, over the map's mean depth,
-    so that the unknown scale of a reconstruction does not enter. Smooth is not right: a plane scores 0.
+    The mean over pixels of `|d(u + 1, v) - d(u, v)|` plus that of `|d(u, v + 1) - d(u, v)|`, over the map's mean
+    depth, so that the unknown scale of a reconstruction does not enter. Smooth is not right: a plane scores 0.
     """
     across = depth.diff(dim=2).abs().mean((1, 2))
     along = depth.diff(dim=1).abs().mean((1, 2))
@@ -63,4 +63,7 @@ def depth_scores(predicted: np.ndarray, truth: np.ndarray, alignment: str = "med
     if alignment == "median":
         of_model *= np.median(of_truth / of_model)
     ratio = np.maximum(of_model / of_truth, of_truth / of_model)
-    return {"abs_rel": float(np.mean(np.abs(of_model - of_truth) / of_truth)), "delta_1.25": float((ratio < 1.25).mean())}
+    return {
+        "abs_rel": float(np.mean(np.abs(of_model - of_truth) / of_truth)),
+        "delta_1.25": float((ratio < 1.25).mean()),
+    }

@@ -83,8 +83,8 @@ def structure_from_motion(
     """Poses and points by pycolmap: SIFT, sequential matching, incremental mapping (Schoenberger and Frahm 2016,
     "Structure-from-motion revisited").
 
-    Two settings are not COLMAP's: it starts from a pair whose rays meet at 2 degrees (not 16) and admits motion straight
-    ahead, since that is how an endoscope moves.
+    Two settings are not COLMAP's: it starts from a pair whose rays meet at 2 degrees (not 16) and admits motion
+    straight ahead, since that is how an endoscope moves.
 
     Args:
         frames: uint8 RGB `(F, H, W, 3)`.
@@ -130,8 +130,7 @@ def epipolar_consistency(
     Between each frame and the one `frame_distance` after it, SIFT features are matched (ratio test 0.8, both ways). An
     essential matrix is fitted by RANSAC (COLMAP's), and a match counts if its Sampson error is at most `most_error`
     pixels of the frames as given. The share is over the matches of all pairs of frames; a pair with fewer than 8, too
-    few for a fit, adds its matches and no inlier. A clip that stands still scores 1, and so does the right scene: read it
-    beside `num_matches`.
+    few for a fit, adds its matches and no inlier. A clip that stands still scores near 1 too.
 
     Args:
         frames: uint8 `(F, H, W, 3)`; intrinsics: `(3, 3)`.
@@ -175,7 +174,9 @@ def _pycolmap() -> Any:
     try:
         import pycolmap
     except ImportError as error:
-        raise ImportError("structure from motion needs pycolmap: pip install 'diffusers-endora[reconstruction]'") from error
+        raise ImportError(
+            "structure from motion needs pycolmap: pip install 'diffusers-endora[reconstruction]'"
+        ) from error
     pycolmap.logging.minloglevel = 3
     return pycolmap
 
