@@ -4,16 +4,15 @@
 
 The loop composites one Gaussian after the other over the whole image, by the same formulas, under autograd. Both draw
 the same scene: Gaussians that cover the image a few times over, as those of a fitted scene do. The two alternate, and
-the ratio is taken pair by pair, of processor time, which other work on the machine changes little. Peak memory is that
-of a process of its own for each chunk size, less what it has before the call.
+the ratio is taken pair by pair, of processor time, which other work on the machine changes little. Peak memory is
+the process's, less what it has before the call.
 """
 
 import argparse
-import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -91,23 +90,19 @@ def timed(render: Callable[..., Rendering], scene: list[torch.Tensor], size: int
     return middle - start, time.process_time() - middle, rendering
 
 
-def peak_memory(num_gaussians: int, size: int, chunk_size: int, queue: multiprocessing.Queue) -> None:
-    """Puts the MB that a forward and backward pass add to this process's peak."""
-    timed(rasterise, random_scene(16, 16), 16)  # what is loaded at first use
+def peak_memory(num_gaussians: int, size: int, chunk_size: int) -> float:
+    """MB that a forward and backward pass take at their peak, beyond what the process has before (Linux)."""
     scene = random_scene(num_gaussians, size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is the present
     timed(lambda *arguments: rasterise(*arguments, chunk_size=chunk_size), scene, size)
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    return memory("VmHWM") - before
 
 
-def in_its_own_process(*arguments: int) -> float:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=peak_memory, args=(*arguments, queue))
-    process.start()
-    value = queue.get()
-    process.join()
-    return value
+def memory(name: str) -> float:
+    """A line of this process's status, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def main() -> None:
@@ -147,7 +142,7 @@ def main() -> None:
     print("memory, forward and backward:")
     for num_gaussians in (5_000, 20_000):
         for chunk_size in (125_000, 500_000, 2_000_000):
-            megabytes = in_its_own_process(num_gaussians, args.size, chunk_size)
+            megabytes = peak_memory(num_gaussians, args.size, chunk_size)
             print(f"{num_gaussians:6d} Gaussians, chunk_size {chunk_size:8d}: {megabytes:7.1f} MB")
 
 

@@ -223,9 +223,9 @@ def reconstruct(
     Poses of held-out views come from all frames, as is usual; the Gaussians never see their images.
 
     Returns:
-        Its `scores` have, for the views `held_out` and `training`, mean, standard deviation over views and number of
-        `psnr`, `ssim`, `lpips` (with its weights), `depth_total_variation` and `alpha`, the share of the image that the
-        scene covers.
+        Its `scores` have, for the views `held_out` and `training`, mean, standard deviation and number of `psnr`,
+        `ssim`, `lpips` (with its weights), `depth_total_variation` and `alpha`, the share of the image that the scene
+        covers.
 
     Raises:
         ValueError: a number that is not positive, more than 20,000 Gaussians, or a fit that ends in numbers that are

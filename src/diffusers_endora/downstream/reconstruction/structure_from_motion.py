@@ -16,6 +16,7 @@ SIFT_SIDE = 256  # pixels: frames are scaled so for SIFT, small ones up (their b
 MOST_FEATURES = 2048  # per frame
 WINDOW = 10  # frames that a frame is matched with, after it
 LEAST_POINTS = 50  # of a scene
+LEAST_OBSERVED = 8  # points in a frame that counts as registered
 LEAST_REGISTERED = 0.8  # of the frames: below, the clip is not reconstructed by this path
 DARK, BRIGHT = 16, 230  # of 255: no channel above is border if it never is; all channels above is a highlight
 
@@ -111,15 +112,16 @@ def structure_from_motion(
         output.mkdir()
         models = pycolmap.incremental_mapping(database, database.parent / "frames", output, options=options)
         model = max(models.values(), key=lambda model: model.num_reg_images(), default=None)
-    registered = 0 if model is None else model.num_reg_images()
-    rate, points = registered / len(frames), 0 if model is None else model.num_points3D()
-    if model is None or rate < LEAST_REGISTERED or points < LEAST_POINTS:
+        sparse = None if model is None else _read(model, len(frames), scale)
+    registered = 0 if sparse is None else int(sparse.is_registered.sum())
+    rate, points = registered / len(frames), 0 if sparse is None else len(sparse.points)
+    if sparse is None or rate < LEAST_REGISTERED or points < LEAST_POINTS:
         raise RegistrationError(
             f"structure from motion registered {registered} of {len(frames)} frames with {points} points (expected "
             f"{LEAST_REGISTERED:.0%} of the frames and {LEAST_POINTS} points)",
             rate,
         )
-    return _read(model, len(frames), scale)
+    return sparse
 
 
 def epipolar_consistency(
@@ -242,12 +244,13 @@ def _read(model: Any, num_frames: int, scale: float) -> SparseScene:
         i = int(Path(image.name).stem)
         world_to_camera = np.eye(4)
         world_to_camera[:3] = image.cam_from_world().matrix()
-        poses[i], is_registered[i] = np.linalg.inv(world_to_camera), True
         seen = [point for point in image.points2D if point.has_point3D()]
         pixels = np.array([point.xy for point in seen]).reshape(-1, 2) / scale - 0.5
         world = np.array([model.points3D[point.point3D_id].xyz for point in seen]).reshape(-1, 3)
         depth = world @ world_to_camera[2, :3] + world_to_camera[2, 3]
-        observations[i] = (pixels[depth > 0], depth[depth > 0])
+        if (depth > 0).sum() >= LEAST_OBSERVED:
+            poses[i], is_registered[i] = np.linalg.inv(world_to_camera), True
+            observations[i] = (pixels[depth > 0], depth[depth > 0])
     points = np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
     error = model.compute_mean_reprojection_error() / scale
     return SparseScene(is_registered, poses, resized_intrinsics(of_scaled, 1 / scale), points, observations, error)
