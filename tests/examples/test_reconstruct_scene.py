@@ -16,7 +16,7 @@ from diffusers_endora.downstream.reconstruction.monocular_depth import Monocular
         ({}, "reconstruct_scene.py: error: 16 of 16 frames are black or of one colour (the first is frame 0)"),
         ({"frame_interval": 2}, "has 16 frames, but frames 0 to 30 were asked for"),
         ({"num_frames": 1}, "the clip has 1 frames: expected 8 or more"),
-        ({"depth_model": "no_such_folder"}, "no_such_folder"),
+        ({"depth_model": str(EXAMPLES)}, "config.json"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, capsys, options, sentence):
