@@ -27,7 +27,7 @@ SEEDS = range(9, 200, 10)  # the test split of the phantom corpus
 def report(name: str, clips: list[np.ndarray], field_of_view: float, frame_distance: int) -> None:
     """Measures clips and prints a line."""
     found = [
-        epipolar_consistency(clip, pinhole_intrinsics(*clip.shape[1:3], field_of_view), frame_distance)
+        epipolar_consistency(clip, pinhole_intrinsics(clip.shape[1], clip.shape[2], field_of_view), frame_distance)
         for clip in clips
     ]
     shares = [float(row["inlier_share"]) for row in found if row["inlier_share"] is not None]

@@ -13,6 +13,7 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -96,7 +97,7 @@ def peak_memory(num_gaussians: int, size: int, chunk_size: int) -> float:
     scene = random_scene(num_gaussians, size)
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is the present
-    timed(lambda *arguments: rasterise(*arguments, chunk_size=chunk_size), scene, size)
+    timed(partial(rasterise, chunk_size=chunk_size), scene, size)
     return memory("VmHWM") - before
 
 

@@ -85,7 +85,8 @@ def draw_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Frames `(B, 3, H, W)` in [-1, 1] with gains of their own and their depth, all turned and mirrored alike."""
     chosen = torch.randint(len(frames), (batch_size,), generator=generator)
-    turns, is_flipped = torch.randint(4, (1,), generator=generator).item(), torch.rand(1, generator=generator) < 0.5
+    turns = int(torch.randint(4, (1,), generator=generator))
+    is_flipped = torch.rand(1, generator=generator) < 0.5
     pixels, target = frames[chosen].permute(0, 3, 1, 2).float() / 255, depth[chosen]
     pixels, target = torch.rot90(pixels, turns, (-2, -1)), torch.rot90(target, turns, (-2, -1))
     if is_flipped:

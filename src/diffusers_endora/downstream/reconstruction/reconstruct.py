@@ -174,8 +174,8 @@ def find_poses(
     except ValueError as error:
         raise ValueError(f"registration rate {said_rate}: {failure}; by monocular depth, {error}") from error
     unit = float(np.median(found.depth))
-    facts = {"unit": unit, "correlation_after_alignment": {"mean": float(found.correlations.mean())}}
-    facts["correlation_after_alignment"]["min"] = float(found.correlations.min())
+    correlations = {"mean": float(found.correlations.mean()), "min": float(found.correlations.min())}
+    facts = {"unit": unit, "correlation_after_alignment": correlations}
     return _scaled(
         PosedClip(
             "monocular depth",
@@ -303,11 +303,11 @@ def _score(
 
 
 def _renderings(scene: DeformableGaussians, posed: PosedClip, views: Any) -> Any:
-    times = clip_times(posed)
-    intrinsics = torch.from_numpy(posed.intrinsics).float()
+    times, intrinsics = clip_times(posed), torch.from_numpy(posed.intrinsics).float()
+    height, width = posed.frames.shape[1:3]
     for i in views:
         world_to_camera = torch.from_numpy(np.linalg.inv(posed.camera_to_world[i])).float()
-        yield scene.render(world_to_camera, intrinsics, *posed.frames.shape[1:3], float(times[i]))
+        yield scene.render(world_to_camera, intrinsics, height, width, float(times[i]))
 
 
 def _posed_by_sparse(frames: np.ndarray, sparse: SparseScene, depth_model: MonocularDepth | None) -> PosedClip:
