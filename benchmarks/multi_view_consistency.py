@@ -47,7 +47,7 @@ def report(name: str, clips: list[np.ndarray], field_of_view: float, frame_dista
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clips", type=Path, nargs="+", required=True, help="videos, or folders of them")
-    parser.add_argument("--frame_distance", type=int, default=4)
+    parser.add_argument("--frame_distance", type=int, default=2)
     parser.add_argument("--field_of_view", type=float, default=116.0, help="degrees across the diagonal")
     parser.add_argument("--num_rendered", type=int, default=8, help="rendered colons to compare with, at most 20")
     args = parser.parse_args()

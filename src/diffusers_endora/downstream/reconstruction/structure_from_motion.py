@@ -15,6 +15,7 @@ from .cameras import resized_intrinsics
 SIFT_SIDE = 256  # pixels: frames are scaled so for SIFT, small ones up (their blobs are a pixel or two wide)
 MOST_FEATURES = 2048  # per frame
 WINDOW = 10  # frames that a frame is matched with, after it
+FIRST_ANGLES = (6.0, 2.0)  # degrees at which the rays of the first two frames meet at least: tried in turn
 LEAST_POINTS = 50  # of a scene
 LEAST_OBSERVED = 8  # points in a frame that counts as registered
 LEAST_REGISTERED = 0.8  # of the frames: below, the clip is not reconstructed by this path
@@ -84,14 +85,15 @@ def structure_from_motion(
     """Poses and points by pycolmap: SIFT, sequential matching, incremental mapping (Schoenberger and Frahm 2016,
     "Structure-from-motion revisited").
 
-    Two settings are not COLMAP's: it starts from a pair whose rays meet at 2 degrees (not 16) and admits motion
-    straight ahead, since that is how an endoscope moves.
+    Two settings are not COLMAP's: it starts from two frames whose rays meet at 6 degrees, or else 2 (not 16), and admits
+    motion straight ahead, since that is how an endoscope moves.
 
     Args:
         frames: uint8 RGB `(F, H, W, 3)`.
         intrinsics: `(3, 3)`, one focal length.
         is_valid: bool `(F, H, W)`, pixels that may have features; None: `valid_pixels`.
-        refine_focal_length: start from the given one and let bundle adjustment find it.
+        refine_focal_length: let a last bundle adjustment find it, from the given one on. (Free from the first frames on,
+            it fails more often than not.)
 
     Raises:
         RegistrationError: too few frames are registered, or too few points found.
@@ -100,32 +102,40 @@ def structure_from_motion(
     pycolmap = _pycolmap()
     is_valid = valid_pixels(frames) if is_valid is None else is_valid
     with _database(frames, intrinsics, is_valid, WINDOW, seed) as (database, scale):
-        options = pycolmap.IncrementalPipelineOptions()
-        options.num_threads, options.random_seed, options.multiple_models = 1, seed, False
-        options.ba_refine_focal_length, options.ba_refine_extra_params = refine_focal_length, False
-        options.mapper.abs_pose_refine_focal_length = refine_focal_length
-        options.mapper.abs_pose_refine_extra_params = False
-        options.min_model_size = 3
-        options.mapper.init_min_num_inliers, options.mapper.abs_pose_min_num_inliers = 40, 15
-        options.mapper.init_min_tri_angle, options.mapper.init_max_forward_motion = 2.0, 1.0
-        output = database.parent / "models"
-        output.mkdir()
-        models = pycolmap.incremental_mapping(database, database.parent / "frames", output, options=options)
-        model = max(models.values(), key=lambda model: model.num_reg_images(), default=None)
-        sparse = None if model is None else _read(model, len(frames), scale)
-    registered = 0 if sparse is None else int(sparse.is_registered.sum())
-    rate, points = registered / len(frames), 0 if sparse is None else len(sparse.points)
-    if sparse is None or rate < LEAST_REGISTERED or points < LEAST_POINTS:
-        raise RegistrationError(
-            f"structure from motion registered {registered} of {len(frames)} frames with {points} points (expected "
-            f"{LEAST_REGISTERED:.0%} of the frames and {LEAST_POINTS} points)",
-            rate,
-        )
-    return sparse
+        best, points = 0, 0
+        for angle in FIRST_ANGLES:
+            options = pycolmap.IncrementalPipelineOptions()
+            options.num_threads, options.random_seed, options.multiple_models = 1, seed, False
+            options.ba_refine_focal_length = options.ba_refine_extra_params = False
+            options.mapper.abs_pose_refine_focal_length = options.mapper.abs_pose_refine_extra_params = False
+            options.min_model_size = 3
+            options.mapper.init_min_num_inliers, options.mapper.abs_pose_min_num_inliers = 40, 15
+            options.mapper.init_min_tri_angle, options.mapper.init_max_forward_motion = angle, 1.0
+            output = database.parent / f"models_{angle}"
+            output.mkdir()
+            models = pycolmap.incremental_mapping(database, database.parent / "frames", output, options=options)
+            if not models:
+                continue
+            model = max(models.values(), key=lambda model: model.num_reg_images())
+            if refine_focal_length:
+                adjustment = pycolmap.BundleAdjustmentOptions()
+                adjustment.refine_focal_length, adjustment.refine_extra_params = True, False
+                adjustment.print_summary = False
+                pycolmap.bundle_adjustment(model, adjustment)
+            sparse = _read(model, len(frames), scale)
+            if sparse.registration_rate >= LEAST_REGISTERED and len(sparse.points) >= LEAST_POINTS:
+                return sparse
+            if (registered := int(sparse.is_registered.sum())) >= best:
+                best, points = registered, len(sparse.points)
+    raise RegistrationError(
+        f"structure from motion registered {best} of {len(frames)} frames with {points} points (expected "
+        f"{LEAST_REGISTERED:.0%} of the frames and {LEAST_POINTS} points)",
+        best / len(frames),
+    )
 
 
 def epipolar_consistency(
-    frames: np.ndarray, intrinsics: np.ndarray, frame_distance: int = 4, most_error: float = 1.0, seed: int = 0
+    frames: np.ndarray, intrinsics: np.ndarray, frame_distance: int = 2, most_error: float = 1.0, seed: int = 0
 ) -> dict[str, float | int | None]:
     """How far a clip is the picture of one rigid scene: the share of SIFT matches that one camera motion explains.
 
@@ -146,7 +156,7 @@ def epipolar_consistency(
     if not 0 < frame_distance < len(frames):
         raise ValueError(f"frame_distance={frame_distance}: expected 1 to {len(frames) - 1} for {len(frames)} frames")
     pycolmap = _pycolmap()
-    with _database(frames, intrinsics, valid_pixels(frames), frame_distance, seed) as (path, scale):
+    with _database(frames, intrinsics, valid_pixels(frames), frame_distance, seed, 1) as (path, scale):
         database = pycolmap.Database.open(path)
         images = sorted(database.read_all_images(), key=lambda image: image.name)
         camera = database.read_camera(images[0].camera_id)
@@ -185,9 +195,12 @@ def _pycolmap() -> Any:
 
 @contextmanager
 def _database(
-    frames: np.ndarray, intrinsics: np.ndarray, is_valid: np.ndarray, window: int, seed: int
+    frames: np.ndarray, intrinsics: np.ndarray, is_valid: np.ndarray, window: int, seed: int, least_matches: int = 15
 ) -> Iterator[tuple[Path, float]]:
-    """A temporary folder with the scaled frames and a COLMAP database of their features and matches; the scale."""
+    """A temporary folder with the scaled frames and a COLMAP database of their features and matches; the scale.
+
+    COLMAP forgets the matches of two frames that have fewer than `least_matches`.
+    """
     pycolmap = _pycolmap()
     height, width = frames.shape[1:3]
     scale = SIFT_SIDE / min(height, width)
@@ -225,8 +238,14 @@ def _database(
         matching.num_threads = 1
         pairing = pycolmap.SequentialPairingOptions()
         pairing.overlap, pairing.quadratic_overlap = window, False
+        verification = pycolmap.TwoViewGeometryOptions()
+        verification.min_num_inliers = least_matches
         pycolmap.match_sequential(
-            database, matching_options=matching, pairing_options=pairing, device=pycolmap.Device.cpu
+            database,
+            matching_options=matching,
+            pairing_options=pairing,
+            verification_options=verification,
+            device=pycolmap.Device.cpu,
         )
         yield database, scale
 
