@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_test_colons", type=int, default=30)
     parser.add_argument("--frames_per_colon", type=int, default=4)
     parser.add_argument("--size", type=int, default=64, help="side of the square frames, a multiple of 32")
-    parser.add_argument("--max_train_steps", type=int, default=1500)
+    parser.add_argument("--max_train_steps", type=int, default=1200)
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -85,15 +85,15 @@ def structure_from_motion(
     """Poses and points by pycolmap: SIFT, sequential matching, incremental mapping (Schoenberger and Frahm 2016,
     "Structure-from-motion revisited").
 
-    Two settings are not COLMAP's: it starts from two frames whose rays meet at 6 degrees, or else 2 (not 16), and admits
-    motion straight ahead, since that is how an endoscope moves.
+    Two settings are not COLMAP's: it starts from two frames whose rays meet at 6 degrees, or else 2 (not 16), and
+    admits motion straight ahead, since that is how an endoscope moves.
 
     Args:
         frames: uint8 RGB `(F, H, W, 3)`.
         intrinsics: `(3, 3)`, one focal length.
         is_valid: bool `(F, H, W)`, pixels that may have features; None: `valid_pixels`.
-        refine_focal_length: let a last bundle adjustment find it, from the given one on. (Free from the first frames on,
-            it fails more often than not.)
+        refine_focal_length: let a last bundle adjustment find it, from the given one on. (Where it was free from the
+            first frames on, most real clips failed.)
 
     Raises:
         RegistrationError: too few frames are registered, or too few points found.
