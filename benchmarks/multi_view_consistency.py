@@ -88,6 +88,10 @@ def main() -> None:
     parser.add_argument("--field_of_view", type=float, default=116.0, help="degrees across the diagonal")
     parser.add_argument("--num_rendered", type=int, default=8, help="rendered colons to compare with, at most 20")
     args = parser.parse_args()
+    if not 0 < args.frame_distance < args.num_rendered <= len(SEEDS):
+        parser.error(
+            f"expected 0 < --frame_distance < --num_rendered <= {len(SEEDS)}."
+        )  # or mixed frames share a colon
     try:
         paths = [path for name in args.clips for path in (find_videos(name)[0] if name.is_dir() else [name])]
         if not paths:
