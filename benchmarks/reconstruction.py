@@ -3,11 +3,11 @@
     python benchmarks/reconstruction.py --output_dir outputs/reconstruction --depth_model phantom
 
 Each colon (a seed of the test split) is reconstructed by each path: `given`, with the true poses and the true depth
-where the Gaussians start, which leaves the renderer's errors alone; `sfm`, structure from motion; `monocular`, the
-depth model and photometric alignment. Depth is that of the fitted scene in all frames and in the held-out ones, after
-one factor per clip (the median ratio); poses after the best similarity, in mm. Means and standard deviations are over
-colons. A path that fails is reported with its sentence and counted. What is done stays in the folder, a json per
-reconstruction.
+where the Gaussians start, which leaves the renderer's errors alone; `sfm`, structure from motion; `sfm_depth`, the same
+with the depth model's depth between the points; `monocular`, the depth model and photometric alignment. Depth is that
+of the fitted scene in all frames and in the held-out ones, after one factor per clip (the median ratio); poses after
+the best similarity, in mm. Means and standard deviations are over colons. A path that fails is reported with its
+sentence and counted. What is done stays in the folder, a json per reconstruction.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from diffusers_endora.downstream.reconstruction.scene_files import save_reconstr
 from diffusers_endora.downstream.reconstruction.scores import depth_scores
 from diffusers_endora.files import written_atomically
 
-PATHS = ("given", "sfm", "monocular")
+PATHS = ("given", "sfm", "sfm_depth", "monocular")
 DECIMALS = {"held-out PSNR": 2, "seconds of processor": 0}
 
 
@@ -42,9 +42,9 @@ def pose(clip: PhantomClip, path: str, depth_model: MonocularDepth | None) -> Po
     intrinsics = clip.intrinsics[0].astype(np.float64)
     if path == "given":
         return with_given_poses(clip.frames, intrinsics, clip.camera_to_world.astype(np.float64), clip.depth)
-    if path == "sfm":
-        return find_poses(clip.frames, intrinsics)
-    return find_poses(clip.frames, intrinsics, depth_model, use_structure_from_motion=False)
+    if path == "monocular":
+        return find_poses(clip.frames, intrinsics, depth_model, use_structure_from_motion=False)
+    return find_poses(clip.frames, intrinsics, depth_model if path == "sfm_depth" else None)
 
 
 def evaluate(clip: PhantomClip, path: str, depth_model: MonocularDepth | None, args: argparse.Namespace) -> Any:
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[9, 19, 29, 39, 49])
     parser.add_argument("--paths", choices=PATHS, nargs="+", default=PATHS)
-    parser.add_argument("--depth_model", help="of the path `monocular`: folder, Hub id, or `phantom`, the bundled one")
+    parser.add_argument("--depth_model", help="of the paths with depth: folder, Hub id, or `phantom`, the bundled one")
     parser.add_argument("--num_frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second of flight, 10 to 18 mm")
@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=300)
     parser.add_argument("--num_basis", type=int, default=4)
     args = parser.parse_args()
-    if "monocular" in args.paths and args.depth_model is None:
-        parser.error("the path `monocular` needs a --depth_model.")
+    if {"monocular", "sfm_depth"} & set(args.paths) and args.depth_model is None:
+        parser.error("the paths `monocular` and `sfm_depth` need a --depth_model.")
     try:
         name = bundled_depth_model() if args.depth_model == "phantom" else args.depth_model
         depth_model = None if name is None else MonocularDepth.from_pretrained(name)
