@@ -1,0 +1,71 @@
+"""Test videos among the clips that are trained on: refused, as scores of such a test mean nothing."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ...data.audit.examination import examine
+from ...data.audit.near_duplicates import find_overlaps
+from ...data.clips import ClipDataset
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a video is recognised by.
+
+    Attributes:
+        name: how messages name it.
+        digest: SHA-256 of size, number of frames and the decoded pixels of up to 64 frames: the container does not
+            matter.
+        hashes: uint64 `(n, 4)`, perceptual hashes of these frames, which survive another encoding, size or brightness.
+    """
+
+    name: str
+    digest: str
+    hashes: np.ndarray
+
+
+def fingerprints(dataset: ClipDataset, videos: list[int] | range) -> list[Fingerprint]:
+    """Fingerprints of some videos of a dataset.
+
+    Raises:
+        VideoError: one cannot be decoded.
+    """
+
+    def fingerprint(video: int) -> Fingerprint:
+        examination = examine(dataset.open_video(video))
+        return Fingerprint(dataset.video_name(video), examination.digest, examination.hashes)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(tqdm(pool.map(fingerprint, videos), total=len(videos), desc="comparing with test", unit="video"))
+
+
+def refuse_leaks(trained_on: list[Fingerprint], tested: list[Fingerprint], what: str) -> None:
+    """Refuses clips to train on that are test videos or share footage with one (the duplicate finder of `endora audit`).
+
+    Args:
+        what: how the message names what is trained on.
+
+    Raises:
+        ValueError: there is such a clip; how many, and the first.
+    """
+    by_digest = {video.digest: video.name for video in tested}
+    pairs = [(video.name, by_digest[video.digest]) for video in trained_on if video.digest in by_digest]
+    kind = "is"
+    if not pairs:
+        kind = "shares footage with"
+        hashes = [video.hashes for video in (*trained_on, *tested)]
+        sides = ["trained on"] * len(trained_on) + ["tested"] * len(tested)
+        pairs = [
+            (trained_on[overlap.first].name, tested[overlap.second - len(trained_on)].name)
+            for overlap in find_overlaps(hashes, sides)
+        ]
+    if pairs:
+        first, test = pairs[0]
+        count = len({name for name, _ in pairs})
+        raise ValueError(
+            f"{what}: {count} of {len(trained_on)} clips {'are' if count > 1 else 'is'} in the test set ({first} {kind} "
+            f"{test}); scores would mean nothing, remove them."
+        )
