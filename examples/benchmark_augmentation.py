@@ -3,17 +3,19 @@
     python examples/benchmark_augmentation.py --train_data TRAIN --test_data TEST --output_dir OUT \
         --row StyleGAN-V=STYLEGAN_CLIPS LVDM=LVDM_PIPELINE Endora=ENDORA_PIPELINE "real clips=rest"
 
-A row is a name and a folder of clips, a dataset, or a pipeline of this package, which then generates the clips; `rest`
-are the training videos that are left, without their labels: what real clips would give. The first row is always the
-training without unlabelled clips. `--legacy_row` makes rows with the unlabelled loss of the official Endora code. Data,
-protocol and resumption are those of `train_semi_supervised.py`.
+A row is a name and a folder of clips, a dataset, or a pipeline of this package, which then generates the clips
+(`bundled` is the one that comes with it); `rest` are the training videos that are left, without their labels: what
+real clips would give. The first row is always the training without unlabelled clips. `--legacy_row` makes rows with the
+unlabelled loss of the official Endora code. Data, protocol and resumption are those of `train_semi_supervised.py`.
 
 On rendered colons (docs/semi_supervised.md has what came out):
 
     python examples/render_phantom.py --output_dir outputs/colons/train --num_videos 500 --size 64
-    python examples/render_phantom.py --output_dir outputs/colons/test --split test --num_videos 256 --num_frames 16 --size 64
+    python examples/render_phantom.py --output_dir outputs/colons/test --split test --num_videos 256 \
+        --num_frames 16 --size 64
     python examples/benchmark_augmentation.py --train_data outputs/colons/train --test_data outputs/colons/test \
-        --positive_class polyp --resolution 64 --output_dir outputs/augmentation --row generated=bundled "real clips=rest"
+        --positive_class polyp --resolution 64 --output_dir outputs/augmentation \
+        --row generated=bundled "real clips=rest"
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Trains a video classifier on a few labelled videos and many unlabelled clips: FixMatch, with its supervised baseline.
+"""Trains a video classifier on few labelled videos and many unlabelled clips: FixMatch, beside its baselines.
 
     python examples/train_semi_supervised.py --train_data TRAIN --test_data TEST --unlabelled CLIPS --output_dir OUT
 
-TRAIN and TEST are folders with a sub-folder of videos per class, datasets that `endora prepare` wrote (`--train_split`,
-`--test_split`), or folders of videos with a file of lines `<video>,<label>` (`--train_labels`, `--test_labels`). CLIPS
-is a folder of clips, a dataset, a pipeline of this package, by folder or id, which then generates them, or `rest`: the
-training videos that are left, without their labels. For PolypDiag as Endo-FM hands it out, with the official labelled
+TRAIN and TEST are folders with a sub-folder of videos per class, datasets that `endora prepare` wrote
+(`--train_split`, `--test_split`), or folders of videos with a file of lines `<video>,<label>` (`--train_labels`,
+`--test_labels`). CLIPS is a folder of clips, a dataset, a pipeline of this package, by folder or id, which then
+generates them (`bundled` is the one that comes with it), or `rest`: the training videos that are left, without their
+labels. For PolypDiag as Endo-FM hands it out, with the official labelled
 set:
 
     python examples/train_semi_supervised.py --train_data PolypDiag/videos --train_labels PolypDiag/splits/train.txt \

@@ -15,16 +15,15 @@ IMAGE_PROCESSOR = "preprocessor_config.json"
 
 
 class ResidualBlock(nn.Module):
-    """A (2+1)D convolution, over space and then over time, beside a projection (Tran et al. 2018, arXiv:1711.11248)."""
+    """A (2+1)D convolution, over space, then time, beside a projection (https://arxiv.org/abs/1711.11248)."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
         super().__init__()
-        halved = {"stride": (1, 2, 2), "bias": False}
-        self.spatial = nn.Conv3d(in_channels, out_channels, (1, 3, 3), padding=(0, 1, 1), **halved)
+        self.spatial = nn.Conv3d(in_channels, out_channels, (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False)
         self.spatial_norm = nn.GroupNorm(norm_groups, out_channels)
-        self.temporal = nn.Conv3d(out_channels, out_channels, (3, 1, 1), padding=(1, 0, 0), bias=False)
+        self.temporal = nn.Conv3d(out_channels, out_channels, (3, 1, 1), 1, (1, 0, 0), bias=False)
         self.temporal_norm = nn.GroupNorm(norm_groups, out_channels)
-        self.shortcut = nn.Conv3d(in_channels, out_channels, 1, **halved)
+        self.shortcut = nn.Conv3d(in_channels, out_channels, 1, (1, 2, 2), bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """`(B, C, F, H, W)` to `(B, C', F, H/2, W/2)`."""
@@ -69,8 +68,8 @@ class SmallVideoClassifier(ModelMixin, ConfigMixin):
 class TransformersClassifier(nn.Module):
     """A classifier of `transformers` behind the layout and range of this package.
 
-    A video classifier (VideoMAE, TimeSformer, ViViT) gets the clip; an image classifier (ViT) gets every frame, and the
-    logits of the frames are averaged. Frames are resized to the size that it is made for, and normalised as its
+    A video classifier (VideoMAE, TimeSformer, ViViT) gets the clip; an image classifier (ViT) gets every frame, and
+    the logits of the frames are averaged. Frames are resized to the size that it is made for, and normalised as its
     `preprocessor_config.json` says, else to [-1, 1].
 
     Args:
@@ -141,7 +140,9 @@ def load_classifier(name: str | os.PathLike[str], num_frames: int, num_classes: 
         network = auto_class.from_pretrained(name, num_labels=num_classes, ignore_mismatched_sizes=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(f"{name}: does not load as a video or image classifier of transformers ({reason}).") from error
+        raise ValueError(
+            f"{name}: does not load as a video or image classifier of transformers ({reason})."
+        ) from error
     if takes_clips and getattr(config, "num_frames", num_frames) != num_frames:
         raise ValueError(f"{name}: takes clips of {config.num_frames} frames; add --num_frames {config.num_frames}.")
     facts = normalisation_of(name)

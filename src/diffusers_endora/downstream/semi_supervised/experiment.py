@@ -70,11 +70,12 @@ def run_all(
     """Every method with every seed; runs that are there are not repeated. Writes and returns what `summarise` makes.
 
     Args:
-        make_classifier: a new one, its random weights by torch's generator.
+        make_classifier: makes a new one, its random weights by torch's generator.
         described: what else runs depend on, as JSON has it; a folder takes runs of one description.
 
     Raises:
-        ValueError: a class is absent, there are too few unlabelled clips, or `output_dir` has runs of another description.
+        ValueError: a class is absent, there are too few unlabelled clips, or `output_dir` has runs of another
+            description.
         VideoError: a video is damaged.
     """
     runs: list[dict[str, Any]] = []

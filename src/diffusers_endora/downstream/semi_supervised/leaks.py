@@ -43,7 +43,7 @@ def fingerprints(dataset: ClipDataset, videos: list[int] | range) -> list[Finger
 
 
 def refuse_leaks(trained_on: list[Fingerprint], tested: list[Fingerprint], what: str) -> None:
-    """Refuses clips to train on that are test videos or share footage with one (the duplicate finder of `endora audit`).
+    """Refuses clips to train on that are test videos or share footage with one, as `endora audit` finds them.
 
     Args:
         what: how the message names what is trained on.
@@ -66,6 +66,6 @@ def refuse_leaks(trained_on: list[Fingerprint], tested: list[Fingerprint], what:
         first, test = pairs[0]
         count = len({name for name, _ in pairs})
         raise ValueError(
-            f"{what}: {count} of {len(trained_on)} clips {'are' if count > 1 else 'is'} in the test set ({first} {kind} "
-            f"{test}); scores would mean nothing, remove them."
+            f"{what}: {count} of {len(trained_on)} clips {'are' if count > 1 else 'is'} in the test set ({first} "
+            f"{kind} {test}); scores would mean nothing, remove them."
         )

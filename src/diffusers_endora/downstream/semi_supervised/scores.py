@@ -91,7 +91,9 @@ def trivial_scores(labels: Sequence[int] | np.ndarray, positive_share: float) ->
     rates = {"all positive": 1.0, "all negative": 0.0, "chance by prior": positive_share}
     return {
         name: _of_counts(
-            np.array([[num_negative * (1 - rate), num_negative * rate], [num_positive * (1 - rate), num_positive * rate]]),
+            np.array(
+                [[num_negative * (1 - rate), num_negative * rate], [num_positive * (1 - rate), num_positive * rate]]
+            ),
             50.0,
         )
         for name, rate in rates.items()

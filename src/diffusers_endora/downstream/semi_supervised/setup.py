@@ -43,10 +43,10 @@ def run_methods(args: argparse.Namespace, methods: list[Method]) -> dict[str, An
 
     # 1. Videos
     shared = {"clips_per_video": args.clips_per_video, "cache_gb": args.cache_gb}
-    train = open_labelled(
-        args.train_data, shape, args.positive_class, args.train_labels, args.train_split, **shared
+    train = open_labelled(args.train_data, shape, args.positive_class, args.train_labels, args.train_split, **shared)
+    test_split = args.test_split or (
+        None if Path(args.test_data).is_dir() and not is_dataset(args.test_data) else "test"
     )
-    test_split = args.test_split or (None if Path(args.test_data).is_dir() and not is_dataset(args.test_data) else "test")
     test = open_labelled(args.test_data, shape, train.positive_class, args.test_labels, test_split, **shared)
     if test.class_names != train.class_names:
         raise ValueError(
@@ -68,7 +68,9 @@ def run_methods(args: argparse.Namespace, methods: list[Method]) -> dict[str, An
             samples_dir = output_dir / "generated" / "".join(c if c.isalnum() else "_" for c in method.name)
             where = bundled_model() if source == BUNDLED else source
             opened[source] = open_unlabelled(where, shape, args.num_unlabelled, samples_dir, args.cache_gb)
-            print(f"unlabelled: {source}, {opened[source].num_videos} clips, {len(opened[source].too_short)} too short")
+            print(
+                f"unlabelled: {source}, {opened[source].num_videos} clips, {len(opened[source].too_short)} too short"
+            )
 
     # 3. Leaks
     used = {video for split in splits for video in (*split.labelled, *split.validation)}
@@ -81,7 +83,9 @@ def run_methods(args: argparse.Namespace, methods: list[Method]) -> dict[str, An
 
     # 4. Runs
     ready = [replace(method, unlabelled=opened.get(method.unlabelled, method.unlabelled)) for method in methods]
-    shown = next((method.unlabelled for method in ready if isinstance(method.unlabelled, ClipDataset)), train.random_clips)
+    shown = next(
+        (method.unlabelled for method in ready if isinstance(method.unlabelled, ClipDataset)), train.random_clips
+    )
     show_views(Clips(shown, range(shown.num_videos)), output_dir / "views.png")
     description = {**asdict(shape), "classifier": args.classifier, "train_data": args.train_data}
     description |= {"test_data": args.test_data, "positive_class": train.positive_class}

@@ -30,16 +30,16 @@ def draw_splits(
 ) -> Splits:
     """Draws the labelled and the validation videos among the training videos.
 
-    The labelled set has equally many of both classes. The validation part has the classes as the corpus has them; it is
-    drawn from what is not labelled.
+    The labelled set has equally many of both classes. The validation part has the classes as the corpus has them; it
+    is drawn from what is not labelled.
 
     Args:
         labels: `(N,)` of the training videos, 1 for positive.
         num_labelled: even.
         validation_fraction: of all training videos, in (0, 1).
         seed: non-negative.
-        first_of_class: take the first of each class in the order of the corpus instead of drawing them, as the official
-            Endora code does (`Downstream-Semi/datasets/ucf101.py`: the first 20 of each class of PolypDiag's
+        first_of_class: take the first of each class in the order of the corpus instead of drawing them, as the
+            official Endora code does (`Downstream-Semi/datasets/ucf101.py`: the first 20 of each class of PolypDiag's
             `train.txt`). The validation part is drawn all the same.
 
     Raises:
@@ -51,7 +51,9 @@ def draw_splits(
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction={validation_fraction}: expected a number between 0 and 1.")
     rng = np.random.default_rng((seed, 0))
-    labelled, validation, rest = [], [], []
+    labelled: list[int] = []
+    validation: list[int] = []
+    rest: list[int] = []
     for label, name in enumerate(("negative", "positive")):
         videos = np.flatnonzero(labels == label)
         if not len(videos):

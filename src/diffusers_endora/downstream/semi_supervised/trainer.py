@@ -121,6 +121,8 @@ class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
 class ClassifierInTraining(nn.Module):
     """A classifier with its moving average and the best of these so far: all that a checkpoint has to hold."""
 
+    selected_auroc: torch.Tensor
+
     def __init__(self, classifier: nn.Module, ema_decay: float) -> None:
         super().__init__()
         self.classifier = classifier
@@ -202,9 +204,9 @@ def train_classifier(
         classifier: `(B, F, 3, H, W)` in [-1, 1] to logits `(B, 2)`.
         videos: the training corpus.
         labelled, validation: numbers of its videos.
-        endora_legacy: the unlabelled loss of the official Endora code (`Downstream-Semi/train_semi_gen.py`): the logits
-            of the **weak** view are fitted to the pseudo-labels that come from them; strong views enter no loss. This is
-            self-training and not FixMatch.
+        endora_legacy: the unlabelled loss of the official Endora code (`Downstream-Semi/train_semi_gen.py`): the
+            logits of the **weak** view are fitted to the pseudo-labels that come from them; strong views enter no
+            loss. This is self-training and not FixMatch.
 
     Raises:
         ValueError: the loss is not finite, or a checkpoint is of another training.
@@ -239,14 +241,10 @@ def train_classifier(
     history = json.loads(history_file.read_text()) if done else []
     history = [look for look in history if look["step"] <= done]
 
-    reader = DataLoader(
-        batches, batch_size=None, sampler=range(done, num_steps), num_workers=settings.num_workers
-    )
+    reader = DataLoader(batches, batch_size=None, sampler=range(done, num_steps), num_workers=settings.num_workers)
     read = iter(reader)
     losses: list[list[float]] = []
-    for step in resumable_steps(
-        accelerator, output_dir, done, num_steps, settings.checkpointing_steps, arguments
-    ):
+    for step in resumable_steps(accelerator, output_dir, done, num_steps, settings.checkpointing_steps, arguments):
         torch.manual_seed(seed * 2**32 + step)  # dropout
         batch = {name: values.to(accelerator.device) for name, values in next(read).items()}
         model.train()

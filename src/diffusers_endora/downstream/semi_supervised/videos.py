@@ -18,7 +18,7 @@ from ...metrics.sampling import sample_clips
 
 @dataclass(frozen=True)
 class ClipShape:
-    """Frames of a clip, pixels of a frame, and how far frames lie apart (`frame_interval`, or spread over `window`)."""
+    """Frames of a clip, pixels of a frame, how far frames lie apart (`frame_interval`, or spread over `window`)."""
 
     num_frames: int = 16
     resolution: int = 128
@@ -87,9 +87,7 @@ def open_labelled(
     videos = source if label_file is None else read_label_file(Path(source), Path(label_file))
     options: dict[str, Any] = {"class_labels": True, "split": split}
     random_clips = shape.open(videos, cache_gb=cache_gb, **options)
-    fixed_clips = shape.open(
-        videos, fixed_offsets=True, clips_per_video=clips_per_video, cache_gb=cache_gb, **options
-    )
+    fixed_clips = shape.open(videos, fixed_offsets=True, clips_per_video=clips_per_video, cache_gb=cache_gb, **options)
     names = random_clips.class_names or []
     if positive_class is None:
         if len(names) != 2:
@@ -167,14 +165,14 @@ def pixels_of(clips: torch.Tensor) -> torch.Tensor:
 
 
 def open_unlabelled(
-    source: str | os.PathLike[str], shape: ClipShape, num_clips: int, samples_dir: Path, cache_gb: float = 1.0
+    source: str | Path, shape: ClipShape, num_clips: int, samples_dir: Path, cache_gb: float = 1.0
 ) -> ClipDataset:
     """Opens a folder or dataset of clips, or generates clips with a pipeline.
 
     Args:
-        source: a folder of clips, a prepared dataset or one of the Hub, or a pipeline of this package: its folder or id
-            on the Hub. A pipeline generates `num_clips` clips (seed 0, its own number of steps, all of its classes in
-            turn) into `samples_dir`, where those that are there stay.
+        source: a folder of clips, a prepared dataset or one of the Hub, or a pipeline of this package: its folder or
+            id on the Hub. A pipeline generates `num_clips` clips (seed 0, its own number of steps, all of its classes
+            in turn) into `samples_dir`, where those that are there stay.
 
     Raises:
         ValueError: there is no such thing.
@@ -186,7 +184,7 @@ def open_unlabelled(
     return shape.open(source, cache_gb=cache_gb)
 
 
-def is_pipeline(source: str | os.PathLike[str]) -> bool:
+def is_pipeline(source: str | Path) -> bool:
     """Whether a folder or a name on the Hub is that of a pipeline."""
     if Path(source).is_dir():
         return (Path(source) / "model_index.json").is_file()

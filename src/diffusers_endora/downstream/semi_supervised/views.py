@@ -1,8 +1,8 @@
 """Weak and strong views of a clip for FixMatch: whatever is done, is done alike to all frames of the clip.
 
 Weak is flip and shift, strong adds RandAugment in FixMatch's form and Cutout: Sohn et al. 2020,
-https://arxiv.org/abs/2001.07685, section 2.3 and the appendix's list for RandAugment. The operations are Pillow's, for which RandAugment
-(https://arxiv.org/abs/1909.13719) and its predecessor AutoAugment were defined.
+https://arxiv.org/abs/2001.07685, section 2.3 and the appendix's list for RandAugment. The operations are Pillow's, for
+which RandAugment (https://arxiv.org/abs/1909.13719) and its predecessor AutoAugment were defined.
 """
 
 from collections.abc import Callable
