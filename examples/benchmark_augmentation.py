@@ -5,8 +5,8 @@
 
 A row is a name and a folder of clips, a dataset, or a pipeline of this package, which then generates the clips
 (`bundled` is the one that comes with it); `rest` are the training videos that are left, without their labels: what
-real clips would give. The first row is always the training without unlabelled clips. `--legacy_row` makes rows with the
-unlabelled loss of the official Endora code. Data, protocol and resumption are those of `train_semi_supervised.py`.
+real clips would give. The first row is always the training without unlabelled clips; `--legacy_row` makes rows with
+the unlabelled loss of the official Endora code. Data, protocol and resumption are those of `train_semi_supervised.py`.
 
 On rendered colons (docs/semi_supervised.md has what came out):
 

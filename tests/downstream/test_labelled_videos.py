@@ -69,7 +69,7 @@ def test_label_files_that_do_not_match_are_refused(corpus, tmp_path, lines, mess
 def test_unclear_classes_are_refused(corpus):
     with pytest.raises(ValueError, match=r"has 3 classes \(a, b, c\); name the one that counts as positive"):
         open_labelled(corpus, SHAPE)
-    with pytest.raises(ValueError, match="--positive_class d: .* has the classes a, b, c."):
+    with pytest.raises(ValueError, match=r"--positive_class d: .* has the classes a, b, c\."):
         open_labelled(corpus, SHAPE, "d")
     with pytest.raises(ValueError, match=r"labels\.txt: there is no such file of labels\."):
         open_labelled(corpus, SHAPE, label_file=corpus / "labels.txt")
@@ -93,9 +93,9 @@ def test_no_other_video_takes_the_place_of_a_damaged_one(corpus, tmp_path):
     content = bytearray(path.read_bytes())
     path.write_bytes(content[:-400])  # after the dataset has looked at it
     assert dataset.video_name(2) == str(path)
+    epoch = next(epoch for epoch in range(20) if dataset.item(epoch, 2)["frame_ids"][0] // 3 // 4 != 2)
     with pytest.raises(VideoError, match=r"b/1\.mp4: "):
-        for epoch in range(20):
-            Clips(dataset, [2]).read(epoch, 0)
+        Clips(dataset, [2]).read(epoch, 0)
 
 
 def test_a_pipeline_is_known_by_its_index(corpus, tmp_path):
@@ -123,5 +123,7 @@ def test_test_videos_among_clips_are_refused(corpus, tmp_path):
     brighter = np.clip(copied.astype(int) + 12, 0, 255).astype(np.uint8)
     write_video(tmp_path / "13.mp4", brighter, fps=8, crf=24)  # encoded anew, and brighter
     leaking = open_unlabelled(tmp_path, SHAPE, 3, tmp_path)
-    with pytest.raises(ValueError, match=r"1 of 3 clips is in the test set \(.*13\.mp4 shares footage with .*1\.mp4\)"):
+    with pytest.raises(
+        ValueError, match=r"1 of 3 clips is in the test set \(.*13\.mp4 shares footage with .*1\.mp4\)"
+    ):
         refuse_leaks(fingerprints(leaking, range(3)), of_test, "clips")

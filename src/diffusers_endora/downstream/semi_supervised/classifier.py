@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
 
 
 class SmallVideoClassifier(ModelMixin, ConfigMixin):
-    """A (2+1)D residual network of 0.15 M parameters, for a few dozen clips and a CPU.
+    """A (2+1)D residual network of 0.17 M parameters, for a few dozen clips and a CPU.
 
     Groups are normalised, not batches: labelled, weak and strong views have different statistics.
 

@@ -113,4 +113,5 @@ def _of_counts(counts: np.ndarray, auroc: float) -> Scores:
     sensitivity = true_positive / (true_positive + false_negative)
     specificity = true_negative / (true_negative + false_positive)
     f1 = 2 * true_positive / (2 * true_positive + false_positive + false_negative)
-    return Scores(100 * f1, 50 * (sensitivity + specificity), auroc, 100 * sensitivity, 100 * specificity)
+    percent = (100 * f1, 50 * (sensitivity + specificity), auroc, 100 * sensitivity, 100 * specificity)
+    return Scores(*map(float, percent))
