@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...data.clips import ClipDataset
 from ...files import replacing_entries, written_atomically
 from ...metrics.report import BLUE, GREY, ORANGE, new_figure, save_figure
 from .scores import MEASURES, choose_threshold, score, trivial_scores
@@ -31,12 +32,12 @@ class Method:
 
     Attributes:
         name: in tables and, with other characters, as a folder.
-        unlabelled: the clips, `REST`, or None for labelled clips alone.
+        source: of the unlabelled clips, as the command line names it, or `REST`; None for labelled clips alone.
         endora_legacy: see `train_classifier`.
     """
 
     name: str
-    unlabelled: Any = None
+    source: str | None = None
     endora_legacy: bool = False
 
 
@@ -59,6 +60,7 @@ class Protocol:
 
 def run_all(
     methods: list[Method],
+    sources: dict[str, ClipDataset],
     train: LabelledVideos,
     test: LabelledVideos,
     protocol: Protocol,
@@ -70,12 +72,12 @@ def run_all(
     """Every method with every seed; runs that are there are not repeated. Writes and returns what `summarise` makes.
 
     Args:
+        sources: the unlabelled clips of the methods, by source.
         make_classifier: makes a new one, its random weights by torch's generator.
         described: what else runs depend on, as JSON has it; a folder takes runs of one description.
 
     Raises:
-        ValueError: a class is absent, there are too few unlabelled clips, or `output_dir` has runs of another
-            description.
+        ValueError: a class is absent, or `output_dir` has runs of another description.
         VideoError: a video is damaged.
     """
     runs: list[dict[str, Any]] = []
@@ -84,13 +86,16 @@ def run_all(
             folder = output_dir / f"seed_{seed}" / "".join(c if c.isalnum() else "_" for c in method.name)
             description = {
                 "method": method.name,
+                "source": method.source,
                 "endora_legacy": method.endora_legacy,
                 "seed": seed,
                 **{name: value for name, value in asdict(protocol).items() if name != "seeds"},
-                **asdict(settings),
+                **settings.deciding(),
                 **described,
             }
-            runs.append(run(method, train, test, protocol, settings, make_classifier, folder, description, seed))
+            runs.append(
+                run(method, sources, train, test, protocol, settings, make_classifier, folder, description, seed)
+            )
             results = summarise(runs, train, test)
             write_results(results, output_dir)
     return results
@@ -98,6 +103,7 @@ def run_all(
 
 def run(
     method: Method,
+    sources: dict[str, ClipDataset],
     train: LabelledVideos,
     test: LabelledVideos,
     protocol: Protocol,
@@ -119,14 +125,9 @@ def run(
         train.labels, protocol.num_labelled, protocol.validation_fraction, seed, protocol.first_of_class
     )
     unlabelled = None
-    if method.unlabelled is not None:
-        dataset = train.random_clips if method.unlabelled == REST else method.unlabelled
-        videos = splits.rest if method.unlabelled == REST else range(dataset.num_videos)
-        if len(videos) < protocol.num_unlabelled:
-            raise ValueError(
-                f"{method.name}: has {len(videos)} unlabelled clips; --num_unlabelled {protocol.num_unlabelled} asks "
-                "for more."
-            )
+    if method.source is not None:
+        dataset = train.random_clips if method.source == REST else sources[method.source]
+        videos = splits.rest if method.source == REST else range(dataset.num_videos)
         chosen = np.random.default_rng((seed, 1)).permutation(len(videos))[: protocol.num_unlabelled]
         unlabelled = Clips(dataset, [videos[int(i)] for i in sorted(chosen)])
     torch.manual_seed(seed)  # the same initial weights for all methods

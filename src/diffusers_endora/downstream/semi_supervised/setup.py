@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ def run_methods(args: argparse.Namespace, methods: list[Method]) -> dict[str, An
     # 2. Unlabelled clips, each source once
     opened: dict[str, ClipDataset] = {}
     for method in methods:
-        source = method.unlabelled
-        if source not in (None, REST, *opened):
+        source = method.source
+        if source is not None and source not in (REST, *opened):
             samples_dir = output_dir / "generated" / "".join(c if c.isalnum() else "_" for c in method.name)
             where = bundled_model() if source == BUNDLED else source
             opened[source] = open_unlabelled(where, shape, args.num_unlabelled, samples_dir, args.cache_gb)
@@ -72,9 +72,18 @@ def run_methods(args: argparse.Namespace, methods: list[Method]) -> dict[str, An
                 f"unlabelled: {source}, {opened[source].num_videos} clips, {len(opened[source].too_short)} too short"
             )
 
+    available = {source: dataset.num_videos for source, dataset in opened.items()}
+    available[REST] = min(len(split.rest) for split in splits)
+    for source in (method.source for method in methods if method.source is not None):
+        if available[source] < args.num_unlabelled:
+            raise ValueError(
+                f"{source}: has {available[source]} unlabelled clips; --num_unlabelled {args.num_unlabelled} asks for "
+                "more."
+            )
+
     # 3. Leaks
     used = {video for split in splits for video in (*split.labelled, *split.validation)}
-    if any(method.unlabelled == REST for method in methods):
+    if any(method.source == REST for method in methods):
         used |= {video for split in splits for video in split.rest}
     tested = fingerprints(test.fixed_clips, range(len(test)))
     refuse_leaks(fingerprints(train.random_clips, sorted(used)), tested, str(args.train_data))
@@ -82,14 +91,13 @@ def run_methods(args: argparse.Namespace, methods: list[Method]) -> dict[str, An
         refuse_leaks(fingerprints(dataset, range(dataset.num_videos)), tested, source)
 
     # 4. Runs
-    ready = [replace(method, unlabelled=opened.get(method.unlabelled, method.unlabelled)) for method in methods]
-    shown = next(
-        (method.unlabelled for method in ready if isinstance(method.unlabelled, ClipDataset)), train.random_clips
-    )
+    shown = next(iter(opened.values()), train.random_clips)
     show_views(Clips(shown, range(shown.num_videos)), output_dir / "views.png")
     description = {**asdict(shape), "classifier": args.classifier, "train_data": args.train_data}
     description |= {"test_data": args.test_data, "positive_class": train.positive_class}
-    return run_all(ready, train, test, protocol, settings_from(args), make_classifier, output_dir, description)
+    return run_all(
+        methods, opened, train, test, protocol, settings_from(args), make_classifier, output_dir, description
+    )
 
 
 def classifier_maker(name: str | None, num_frames: int) -> Callable[[], nn.Module]:

@@ -25,6 +25,7 @@ HISTORY = "history.json"
 ALIGNED_OVER = 128  # batches, as ReMixMatch
 _EVALUATED_AT_A_TIME = 16  # clips
 _EPOCHS_OF_A_SEED = 2**24
+_WITHOUT_EFFECT = ("checkpointing_steps", "num_workers")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class TrainingSettings:
     checkpointing_steps: int = 500
     mixed_precision: str = "no"
     num_workers: int = 0
+
+    def deciding(self) -> dict[str, Any]:
+        """Those that the result depends on."""
+        return {name: value for name, value in asdict(self).items() if name not in _WITHOUT_EFFECT}
 
 
 class TrainingBatches(Dataset[dict[str, torch.Tensor]]):
@@ -235,7 +240,7 @@ def train_classifier(
     recent = RecentPredictions()
     accelerator.register_for_checkpointing(recent)
     history_file = output_dir / HISTORY
-    arguments = {**asdict(settings), "seed": seed, "endora_legacy": endora_legacy, "labelled": labelled}
+    arguments = {**settings.deciding(), "seed": seed, "endora_legacy": endora_legacy, "labelled": labelled}
     arguments["num_unlabelled"] = 0 if unlabelled is None else len(unlabelled.videos)
     done = resume(accelerator, output_dir, arguments)
     history = json.loads(history_file.read_text()) if done else []
