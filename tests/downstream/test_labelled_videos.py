@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_endora import StyleGANVGenerator, StyleGANVPipeline
 from diffusers_endora.data.phantom import render_phantom_clip
 from diffusers_endora.data.video_io import VideoError, read_frames, write_video
 from diffusers_endora.downstream.semi_supervised.leaks import fingerprints, refuse_leaks
@@ -103,6 +104,22 @@ def test_a_pipeline_is_known_by_its_index(corpus, tmp_path):
     assert not is_pipeline("no such/name of a repository")
     (tmp_path / "model_index.json").write_text("{}")
     assert is_pipeline(tmp_path)
+
+
+def test_a_pipeline_generates_what_is_not_there(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"resolution": 16, "num_frames": 4, "z_dim": 6, "w_dim": 8, "channel_base": 128, "channel_max": 8}
+    motion = {"motion_z_dim": 4, "motion_code_dim": 5, "motion_z_distance": 4, "motion_kernel_size": 3}
+    times = {"num_frequencies": 3, "max_period": 32, "max_num_frames": 32}
+    StyleGANVPipeline(generator=StyleGANVGenerator(**sizes, **motion, **times)).save_pretrained(tmp_path / "model")
+    shape = ClipShape(num_frames=2, resolution=16, frame_interval=5)
+    dataset = open_unlabelled(tmp_path / "model", shape, 3, tmp_path / "samples")
+    assert dataset.num_videos == 3
+    assert dataset.num_frames_of_videos == [8, 8, 8]  # 6 are needed
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "samples").glob("clip_*.mkv")}
+    open_unlabelled(tmp_path / "model", shape, 4, tmp_path / "samples")
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert len(list((tmp_path / "samples").glob("clip_*.mkv"))) == 4
 
 
 def test_test_videos_among_clips_are_refused(corpus, tmp_path):

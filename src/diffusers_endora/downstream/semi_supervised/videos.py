@@ -25,6 +25,11 @@ class ClipShape:
     frame_interval: int | None = None
     window: int = 48
 
+    @property
+    def span(self) -> int:
+        """Frames that a video has to have."""
+        return self.num_frames if self.frame_interval is None else (self.num_frames - 1) * self.frame_interval + 1
+
     def open(self, source: Any, **options: Any) -> ClipDataset:
         """A `ClipDataset` of such clips, an item per video, not mirrored: views do that."""
         return ClipDataset(
@@ -171,8 +176,8 @@ def open_unlabelled(
 
     Args:
         source: a folder of clips, a prepared dataset or one of the Hub, or a pipeline of this package: its folder or
-            id on the Hub. A pipeline generates `num_clips` clips (seed 0, its own number of steps, all of its classes
-            in turn) into `samples_dir`, where those that are there stay.
+            id on the Hub. A pipeline generates `num_clips` clips, of the frames that are needed (seed 0, its own
+            number of steps, all of its classes in turn), into `samples_dir`, where those that are there stay.
 
     Raises:
         ValueError: there is no such thing.
@@ -180,7 +185,8 @@ def open_unlabelled(
     if is_pipeline(source):
         pipeline = load_pipeline(source)
         steps = pipeline.config.get("num_inference_steps")
-        source = sample_clips(pipeline, samples_dir, num_clips, 0, steps, num_frames=shape.num_frames)
+        num_frames = -(-shape.span // 4) * 4  # LVDM makes frames by fours
+        source = sample_clips(pipeline, samples_dir, num_clips, 0, steps, num_frames=num_frames)
     return shape.open(source, cache_gb=cache_gb)
 
 
