@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...training.checkpoints import list_checkpoints
+from ...training.processes import on_cpu
 from ...training.resumable_steps import resumable_steps, resume
 from .fixmatch import FixMatchLoss, align_distribution, cosine_decay, fixmatch_loss
 from .videos import Clips, LabelledVideos, as_uint8, pixels_of
@@ -214,10 +215,12 @@ def train_classifier(
             loss. This is self-training and not FixMatch.
 
     Raises:
-        ValueError: the loss is not finite, or a checkpoint is of another training.
+        ValueError: the loss is not finite, a checkpoint is of another training, or there are several processes.
         VideoError: a video is damaged.
     """
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=settings.mixed_precision)
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=settings.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise ValueError(f"{accelerator.num_processes} processes; it is made for one.")
     labels = videos.labels[labelled]
     class_shares = torch.tensor(np.bincount(labels, minlength=2) / len(labels), dtype=torch.float32)
     class_shares = class_shares.to(accelerator.device)
