@@ -230,12 +230,12 @@ def table(results: dict[str, Any]) -> str:
                 f"{shown(gain[m], sign='+')} ({gain[m]['num_positive']} of {len(gain[m]['values'])})" for m in MEASURES
             ]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    seeds = {name: len(of_method["seeds"]) for name, of_method in results["methods"].items()}
-    counted = ", ".join(map(str, sorted(set(seeds.values()))))
+    counts = sorted({len(of_method["seeds"]) for of_method in results["methods"].values()})
+    of_seeds = "one seed" if counts == [1] else f"mean ± standard deviation over {' or '.join(map(str, counts))} seeds"
     test = results["test"]
     lines += [
         "",
-        f"Percent, mean ± standard deviation over {counted} seeds. {results['positive_class']!r} is positive: "
+        f"Percent, {of_seeds}. {results['positive_class']!r} is positive: "
         f"{test['positive']} of {test['positive'] + test['negative']} test videos. Model and threshold are chosen on "
         "validation videos.",
     ]
@@ -266,5 +266,6 @@ def draw_curves(results: dict[str, Any], path: Path) -> None:
     axes.axvline(last * 1.02, color=GREY, linewidth=0.5)
     axes.set_xlabel("step; right of the line: test AUROC, a dot per seed")
     axes.set_ylabel("validation AUROC, %")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= last])
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     save_figure(figure, path)
