@@ -581,10 +581,22 @@ class ClipDataset(ClipSampler, Dataset[dict[str, torch.Tensor]]):
         """How messages name video `i`."""
         return self._videos[i].name
 
+    def video_label(self, i: int) -> int | None:
+        """The label of video `i`, None without `class_labels`."""
+        return self._videos[i].label
+
+    def fixed_clips_of(self, i: int) -> range:
+        """The items that video `i` gives, with `fixed_offsets`."""
+        return range(int(self._first_clip[i]), int(self._first_clip[i + 1]))
+
     def frame_of(self, frame_id: int) -> tuple[str, int]:
         """Name of the video that a frame id belongs to, and the number of the frame in it."""
         i = self._video_of_frame(frame_id // 3)
         return self._videos[i].name, frame_id // 3 - int(self._first_frame[i])
+
+    def open_video(self, i: int) -> VideoSource:
+        """What the functions of `video_io` read video `i` from: a path or bytes."""
+        return self._open(self._videos[i])
 
     def video_stamps(self, i: int) -> list[tuple[str, int, int]] | None:
         """Name, size and time of the files of video `i`, which change with its content; None where it is no file."""
