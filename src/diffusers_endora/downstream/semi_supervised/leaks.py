@@ -1,5 +1,6 @@
 """Test videos among the clips that are trained on: refused, as scores of such a test mean nothing."""
 
+import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -7,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from ...data.audit.examination import examine
+from ...data.audit.examination import evenly
+from ...data.audit.frame_hash import hash_frame, to_grey
 from ...data.audit.near_duplicates import find_overlaps
 from ...data.clips import ClipDataset
+from ...data.video_io import read_frames, read_video_info
 
 logger = logging.getLogger(__name__)
 
+MOST_FRAMES = 64  # of a video that are looked at, evenly spaced
 LEAST_SHARE = 0.5  # of the hashes of a video: with so many partners it is a copy, or cut from the other
 
 
@@ -22,8 +26,8 @@ class Fingerprint:
 
     Attributes:
         name: how messages name it.
-        digest: SHA-256 of size, number of frames and the decoded pixels of up to 64 frames: the container does not
-            matter.
+        digest: SHA-256 of size, number of frames and the decoded pixels of at most `MOST_FRAMES` frames: the
+            container does not matter.
         hashes: uint64 `(n, 4)`, perceptual hashes of these frames, which survive another encoding, size or brightness.
     """
 
@@ -40,8 +44,14 @@ def fingerprints(dataset: ClipDataset, videos: list[int] | range) -> list[Finger
     """
 
     def fingerprint(video: int) -> Fingerprint:
-        examination = examine(dataset.open_video(video))
-        return Fingerprint(dataset.video_name(video), examination.digest, examination.hashes)
+        source = dataset.open_video(video)
+        info = read_video_info(source)
+        frames = read_frames(source, evenly(info.num_frames, MOST_FRAMES))
+        digest = hashlib.sha256(f"{info.width} {info.height} {info.num_frames}".encode())
+        digest.update(frames.data)
+        hashes = [value for frame in frames if (value := hash_frame(to_grey(frame))) is not None]
+        stacked = np.stack(hashes) if hashes else np.zeros((0, 4), np.uint64)
+        return Fingerprint(dataset.video_name(video), digest.hexdigest(), stacked)
 
     with ThreadPoolExecutor(2) as pool:
         return list(tqdm(pool.map(fingerprint, videos), total=len(videos), desc="comparing with test", unit="video"))
@@ -75,4 +85,4 @@ def refuse_leaks(trained_on: list[Fingerprint], tested: list[Fingerprint], what:
             f"{kind} {test}); scores would mean nothing, remove them."
         )
     if overlaps:
-        logger.warning("%s: %d pairs of a clip and a test video have a few frames alike", what, len(overlaps))
+        logger.warning("%s: of pairs of a clip and a test video, %d have a few frames alike", what, len(overlaps))

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from ...files import written_atomically
 from ...training.checkpoints import list_checkpoints
 from ...training.processes import on_cpu
 from ...training.resumable_steps import resumable_steps, resume
@@ -274,7 +275,8 @@ def train_classifier(
             inner.select(auroc)
             means = dict(zip(("supervised", "unlabelled", "share"), np.mean(losses, axis=0).tolist(), strict=True))
             history.append({"step": step + 1, "validation_auroc": auroc, **means})
-            history_file.write_text(json.dumps(history, indent=1))
+            with written_atomically(history_file) as temporary:
+                temporary.write_text(json.dumps(history, indent=1), encoding="utf-8")
             losses = []
     for checkpoint in list_checkpoints(output_dir):
         shutil.rmtree(checkpoint)
