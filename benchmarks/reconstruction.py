@@ -5,9 +5,9 @@
 Each colon (a seed of the test split) is reconstructed by each path: `given`, with the true poses and the true depth
 where the Gaussians start, which leaves the renderer's errors alone; `sfm`, structure from motion; `sfm_depth`, the
 same with the depth model's depth between the points; `monocular`, the depth model and photometric alignment. Depth is
-that of the fitted scene in all frames and in the held-out ones, after one factor per clip (the median ratio); poses after
-the best similarity, in mm. Means and standard deviations are over colons. A path that fails is reported with its
-sentence and counted. What is done stays in the folder, a json per reconstruction.
+that of the fitted scene in all frames and in the held-out ones, after one factor per clip (the median ratio); poses
+after the best similarity, in mm. Means and standard deviations are over colons. A path that fails is reported with
+its sentence and counted. What is done stays in the folder, a json per reconstruction.
 """
 
 import argparse
