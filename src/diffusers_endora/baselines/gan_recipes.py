@@ -22,7 +22,7 @@ class GANRecipe(NamedTuple):
     pipeline: type[DiffusionPipeline]
     r1_gamma: float | None  # None: by resolution and clips of a step
     rotates: bool  # whether augmentation turns clips
-    demo_steps: int  # of `--preset demo`: less than half an hour of two CPU cores
+    demo_steps: int  # of `--preset demo`: half an hour of one core, at the pace of docs/baselines.md
 
 
 STYLEGAN_V = GANRecipe(
@@ -33,7 +33,7 @@ STYLEGAN_V = GANRecipe(
     pipeline=StyleGANVPipeline,
     r1_gamma=None,
     rotates=True,
-    demo_steps=4000,
+    demo_steps=3600,
 )
 
 MOSTGAN_V = GANRecipe(
@@ -44,5 +44,5 @@ MOSTGAN_V = GANRecipe(
     pipeline=MoStGANVPipeline,
     r1_gamma=10.0,  # `configs/model/stylegan-v.yaml` in https://github.com/xiaoqian-shen/MoStGAN-V
     rotates=False,  # `augpipe: bgc_noro` in its `configs/dataset/base.yaml`
-    demo_steps=2500,
+    demo_steps=2200,
 )
