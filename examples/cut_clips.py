@@ -40,6 +40,8 @@ def main() -> None:
         square = (args.resolution, args.resolution)
         prepare = protocol.changed(resolution=square).preparation(square, is_fake=False, codec="")
         clips = protocol.select_real(open_videos(args.videos))
+        if not clips:
+            raise ValueError(f"{args.videos}: no video has the {protocol.span} frames of a clip")
         args.output_dir.mkdir(parents=True, exist_ok=True)
         with replacing_entries(args.output_dir) as folder:
             for i, clip in enumerate(tqdm(clips, desc="cut", unit="clip")):
