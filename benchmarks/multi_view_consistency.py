@@ -6,8 +6,8 @@
 A video gives as many clips as fit into it one after the other. Beside them are measured, at the same size and length:
 rendered colons, which are rigid; the same through the bundled model's autoencoder, which blurs them as it blurs what
 the model generates; and clips whose frames come from one rendered colon each, which share nothing: what chance gives.
-See `epipolar_consistency` for the definition. Means and standard deviations are over clips; a clip without any match
-is counted and left out.
+See `epipolar_consistency` for the definition. Means and standard deviations are over clips; a clip without any match,
+or one that stands still, which any motion would explain, is left out and counted.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from diffusers_endora.downstream.reconstruction.cameras import pinhole_intrinsic
 from diffusers_endora.downstream.reconstruction.reconstruct import mean_and_std
 from diffusers_endora.downstream.reconstruction.structure_from_motion import epipolar_consistency
 
+LEAST_CHANGE = 0.5  # of 255, between some two frames of a clip that does not stand still
 SEEDS = range(9, 200, 10)  # the test split of the phantom corpus
 
 
@@ -60,16 +61,18 @@ def through_autoencoder(vae: AutoencoderKL, clip: np.ndarray) -> np.ndarray:
 
 def report(name: str, clips: list[np.ndarray], field_of_view: float, frame_distance: int) -> None:
     """Measures clips and prints a line."""
+    moving = [
+        clip for clip in clips if np.abs(np.diff(clip.astype(np.int16), axis=0)).mean((1, 2, 3)).max() >= LEAST_CHANGE
+    ]
     found = [
         epipolar_consistency(clip, pinhole_intrinsics(clip.shape[1], clip.shape[2], field_of_view), frame_distance)
-        for clip in clips
+        for clip in moving
     ]
     shares = [float(row["inlier_share"]) for row in found if row["inlier_share"] is not None]
-    matches = mean_and_std([float(row["num_matches"] or 0) for row in found])
     if not shares:
         print(f"{name:24s} no match in any of {len(clips)} clips")
         return
-    share = mean_and_std(shares)
+    share, matches = mean_and_std(shares), mean_and_std([float(row["num_matches"] or 0) for row in found])
     spreads = ["" if value["std"] is None else f" ± {value['std']:.3f}" for value in (share, matches)]
     print(
         f"{name:24s} inlier share {share['mean']:.3f}{spreads[0]} ({share['n']} of {len(clips)} clips), "
@@ -88,6 +91,11 @@ def main() -> None:
     parser.add_argument("--field_of_view", type=float, default=116.0, help="degrees across the diagonal")
     parser.add_argument("--num_rendered", type=int, default=8, help="rendered colons to compare with, at most 20")
     args = parser.parse_args()
+    for name in ("num_frames", "frame_interval", "resolution"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
+    if args.frame_distance >= args.num_frames:
+        parser.error(f"--frame_distance {args.frame_distance}: expected less than --num_frames {args.num_frames}.")
     if not 0 < args.frame_distance < args.num_rendered <= len(SEEDS):
         parser.error(
             f"expected 0 < --frame_distance < --num_rendered <= {len(SEEDS)}."

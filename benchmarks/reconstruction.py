@@ -11,6 +11,7 @@ its sentence and counted. What is done stays in the folder, a json per reconstru
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -108,6 +109,8 @@ def main() -> None:
         depth_model = None if name is None else MonocularDepth.from_pretrained(name)
     except (ValueError, OSError) as error:
         sys.exit(f"reconstruction.py: error: {error}")
+    if {"sfm", "sfm_depth"} & set(args.paths) and importlib.util.find_spec("pycolmap") is None:
+        parser.error("the paths `sfm` and `sfm_depth` need pycolmap: pip install 'diffusers-endora[reconstruction]'.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     settings = [args.num_frames, args.size, args.fps, args.num_gaussians, args.num_steps, args.num_basis]
 
@@ -116,13 +119,14 @@ def main() -> None:
         clip = None
         for path in args.paths:
             record = args.output_dir / f"{path}_{seed}.json"
-            if record.is_file() and (known := json.loads(record.read_text()))["settings"] == settings:
+            of_path = [*settings, args.depth_model if path in ("sfm_depth", "monocular") else None]
+            if record.is_file() and (known := json.loads(record.read_text()))["settings"] == of_path:
                 outcomes[path].append(known)
                 continue
             if clip is None:
                 clip = render_phantom_clip(seed, args.num_frames, args.size, args.size, instrument=False, fps=args.fps)
             print(f"seed {seed}, {path}", flush=True)
-            row: dict[str, Any] = {"settings": settings, "numbers": {}, "error": ""}
+            row: dict[str, Any] = {"settings": of_path, "numbers": {}, "error": ""}
             try:
                 result, row["numbers"] = evaluate(clip, path, depth_model, args)
                 save_reconstruction(args.output_dir / f"{path}_{seed}", result, clip.fps, {"seed": seed})

@@ -19,15 +19,10 @@ On rendered colons (docs/semi_supervised.md has what came out):
 """
 
 import argparse
-import sys
-from pathlib import Path
 
-from safetensors import SafetensorError
-
-from diffusers_endora.data.video_io import VideoError
 from diffusers_endora.downstream.semi_supervised.arguments import add_arguments, check_arguments
 from diffusers_endora.downstream.semi_supervised.experiment import SUPERVISED, Method
-from diffusers_endora.downstream.semi_supervised.setup import run_methods
+from diffusers_endora.downstream.semi_supervised.setup import run_script
 
 
 def main() -> None:
@@ -49,12 +44,7 @@ def main() -> None:
             if any(method.name == name for method in methods):
                 parser.error(f"--row {row}: there is a row {name!r} already.")
             methods.append(Method(name, source, endora_legacy))
-    try:
-        run_methods(args, methods)
-    except (ValueError, OSError, SafetensorError, VideoError) as error:
-        print(f"benchmark_augmentation.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    print((Path(args.output_dir) / "table.md").read_text(encoding="utf-8"))
+    run_script("benchmark_augmentation.py", args, methods)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ The focal length of most clips is not known. It follows from --field_of_view, a 
 """
 
 import argparse
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from diffusers_endora.data.phantom import render_phantom_clip
 from diffusers_endora.data.video_io import read_frames, read_video_info
 from diffusers_endora.downstream.reconstruction.cameras import pinhole_intrinsics
 from diffusers_endora.downstream.reconstruction.monocular_depth import MonocularDepth, bundled_depth_model
-from diffusers_endora.downstream.reconstruction.reconstruct import find_poses, reconstruct
+from diffusers_endora.downstream.reconstruction.reconstruct import MOST_GAUSSIANS, find_poses, reconstruct
 from diffusers_endora.downstream.reconstruction.scene_files import save_reconstruction
 
 PHANTOM_SEED = 9
@@ -49,13 +51,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_steps", type=int, default=300)
     parser.add_argument("--num_basis", type=int, default=4, help="cosines in time of a Gaussian; 0 is a rigid scene")
     parser.add_argument("--fps", type=float, default=8.0, help="of the videos that are written")
+    parser.add_argument("--backend", choices=["torch", "gsplat"], default="torch", help="gsplat: package and GPU")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for name in ("num_frames", "frame_interval", "resolution", "num_gaussians", "num_steps"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
-    if not args.fps > 0:
-        parser.error(f"--fps {args.fps}: expected a positive number.")
+    for name, low, high in (("fps", 0, math.inf), ("field_of_view", 0, 180)):
+        if not low < getattr(args, name) < high:
+            parser.error(f"--{name} {getattr(args, name)}: expected a number between {low} and {high}.")
+    for name in ("num_basis", "first_frame", "seed"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name} {getattr(args, name)}: expected 0 or more.")
+    if args.num_gaussians > MOST_GAUSSIANS:
+        parser.error(f"--num_gaussians {args.num_gaussians}: expected at most {MOST_GAUSSIANS}.")
+    if args.clip is None and (args.first_frame, args.frame_interval) != (0, 1):
+        parser.error("--first_frame and --frame_interval are of a clip; without one, a colon is rendered.")
     if args.path == "monocular" and args.depth_model is None:
         parser.error("--path monocular needs a --depth_model.")
     return args
@@ -77,6 +88,13 @@ def load_clip(args: argparse.Namespace) -> np.ndarray:
     return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
+def check_writable(folder: Path) -> None:
+    """Raises an OSError where `folder` cannot be made or written into: before the work, which takes minutes."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise OSError(f"--output_dir {folder}: {existing} is no folder that can be written to")
+
+
 def main() -> None:
     args = parse_args()
     try:
@@ -92,6 +110,7 @@ def main() -> None:
             depth_model = MonocularDepth.from_pretrained(name)
 
         # 2. Poses, the fit, files
+        check_writable(args.output_dir)
         posed = find_poses(
             frames,
             intrinsics,
@@ -100,7 +119,7 @@ def main() -> None:
             use_structure_from_motion=args.path == "auto",
             seed=args.seed,
         )
-        result = reconstruct(posed, args.num_gaussians, args.num_steps, args.num_basis, lpips, args.seed)
+        result = reconstruct(posed, args.num_gaussians, args.num_steps, args.num_basis, lpips, args.seed, args.backend)
         arguments = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         save_reconstruction(args.output_dir, result, args.fps, {"arguments": arguments})
     except (ValueError, OSError, ImportError) as error:

@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,9 +24,11 @@ from transformers import DPTImageProcessorPil, GLPNConfig, GLPNForDepthEstimatio
 from diffusers_endora.data.corpora.phantom import split_of_seed
 from diffusers_endora.data.phantom import render_phantom_clip
 from diffusers_endora.downstream.reconstruction.monocular_depth import MonocularDepth
+from diffusers_endora.downstream.reconstruction.reconstruct import mean_and_std
 from diffusers_endora.downstream.reconstruction.scores import depth_scores
 from diffusers_endora.files import replacing_entries, written_atomically
 
+LEAST_STEPS = 20  # so that the rate can rise and fall
 FARTHEST = 150  # mm: what the model's last sigmoid is scaled to
 SECONDS_BETWEEN_FRAMES = 1.5  # of flight: frames of a colon that differ
 
@@ -46,6 +49,10 @@ def parse_args() -> argparse.Namespace:
     for name in ("num_colons", "num_test_colons", "frames_per_colon", "max_train_steps", "train_batch_size"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)}: expected a positive integer.")
+    if args.max_train_steps < LEAST_STEPS:
+        parser.error(f"--max_train_steps {args.max_train_steps}: expected {LEAST_STEPS} or more.")
+    if args.frames is not None and (args.frames.suffix != ".npz" or not args.frames.absolute().parent.is_dir()):
+        parser.error(f"--frames {args.frames}: expected a name that ends in .npz, in a folder that is there.")
     if args.size < 32 or args.size % 32:
         parser.error(f"--size {args.size}: expected a multiple of 32 pixels.")
     return args
@@ -64,10 +71,18 @@ def render_split(split: str, num_colons: int, frames_per_colon: int, size: int) 
 def rendered(args: argparse.Namespace) -> dict[str, np.ndarray]:
     """The frames and depths of both splits, from `--frames` where it is there."""
     if args.frames is not None and args.frames.is_file():
-        with np.load(args.frames) as file:
-            arrays = dict(file)
-        if arrays["train_frames"].shape[1] != args.size:
-            raise ValueError(f"--frames {args.frames}: has another size than --size {args.size}")
+        try:
+            with np.load(args.frames) as file:
+                arrays = dict(file)
+            shapes = [arrays[f"{split}_frames"].shape for split in ("train", "test")]
+        except (BadZipFile, ValueError, KeyError, EOFError) as error:
+            raise ValueError(f"--frames {args.frames}: holds no rendered frames ({error})") from error
+        expected = [
+            (count * args.frames_per_colon, args.size, args.size, 3)
+            for count in (args.num_colons, args.num_test_colons)
+        ]
+        if shapes != expected:
+            raise ValueError(f"--frames {args.frames}: holds frames {shapes}, and the flags ask for {expected}")
         return arrays
     arrays = {}
     for split, count in (("train", args.num_colons), ("test", args.num_test_colons)):
@@ -159,10 +174,7 @@ def main() -> None:
         for alignment in ("none", "median")
     }
     held_out = {
-        f"{name}, alignment {alignment}": {
-            "mean": float(np.mean([score[name] for score in values])),
-            "std": float(np.std([score[name] for score in values], ddof=1)),
-        }
+        f"{name}, alignment {alignment}": mean_and_std([score[name] for score in values])
         for alignment, values in scores.items()
         for name in values[0]
     }

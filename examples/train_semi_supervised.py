@@ -15,20 +15,15 @@ set:
 
 Each seed draws its labelled videos, half of each class, and its validation videos among the training videos; the test
 videos choose nothing. `table.md` has mean and spread over the seeds, beside classifiers that look at nothing and the
-same training without unlabelled clips. Runs that are there are kept: a killed command goes on where it was, and more
-`--seeds` add to it.
+same training without unlabelled clips. Runs that are there are kept: a killed command goes on where it was, and the
+same one with more `--seeds` makes only those that are missing.
 """
 
 import argparse
-import sys
-from pathlib import Path
 
-from safetensors import SafetensorError
-
-from diffusers_endora.data.video_io import VideoError
 from diffusers_endora.downstream.semi_supervised.arguments import add_arguments, check_arguments
 from diffusers_endora.downstream.semi_supervised.experiment import SUPERVISED, Method
-from diffusers_endora.downstream.semi_supervised.setup import run_methods
+from diffusers_endora.downstream.semi_supervised.setup import run_script
 
 
 def main() -> None:
@@ -49,12 +44,7 @@ def main() -> None:
     if args.unlabelled is not None:
         name = "Endora's official loss" if args.endora_legacy else "FixMatch"
         methods.append(Method(name, args.unlabelled, args.endora_legacy))
-    try:
-        run_methods(args, methods)
-    except (ValueError, OSError, SafetensorError, VideoError) as error:
-        print(f"train_semi_supervised.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    print((Path(args.output_dir) / "table.md").read_text(encoding="utf-8"))
+    run_script("train_semi_supervised.py", args, methods)
 
 
 if __name__ == "__main__":

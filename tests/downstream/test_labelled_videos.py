@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffusers_endora import StyleGANVGenerator, StyleGANVPipeline
 from diffusers_endora.data.phantom import render_phantom_clip
@@ -58,12 +59,22 @@ def test_rows_with_labels(corpus, tmp_path):
         ("a/0.mp4,0\na/0.mp4,1\n", r"list.txt, line 2: a/0.mp4 is listed twice\."),
         ("a/0.mp4\n", r"list.txt, line 1: expected <video>,<label from 0 up>, got 'a/0.mp4'\."),
         ("a/0.mp4,polyp\n", r"list.txt, line 1: expected <video>,<label from 0 up>, got 'a/0.mp4,polyp'\."),
+        ("a/0.mp4,0\n./a/0.mp4,1\n", r"list.txt, line 2: a/0.mp4 is listed twice\."),
+        (",1\n", r"list.txt, line 1: expected <video>,<label from 0 up>, got ',1'\."),
         ("", r"list.txt: is empty; expected lines <video>,<label from 0 up>\."),
     ],
 )
 def test_label_files_that_do_not_match_are_refused(corpus, tmp_path, lines, message):
     (tmp_path / "list.txt").write_text(lines)
     with pytest.raises(ValueError, match=message):
+        read_label_file(corpus, tmp_path / "list.txt")
+
+
+def test_label_files_of_spreadsheets_are_read(corpus, tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa/0.mp4,0\r\nb/1.mp4,1\r\n\r\n")
+    assert [row["label"] for row in read_label_file(corpus, tmp_path / "list.txt")] == [0, 1]
+    (tmp_path / "list.txt").write_bytes("a/0.mp4,0\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"list\.txt"):
         read_label_file(corpus, tmp_path / "list.txt")
 
 
@@ -137,6 +148,19 @@ def test_test_videos_among_clips_are_refused(corpus, tmp_path):
         refuse_leaks(fingerprints(leaking, range(3)), of_test, "clips")
 
     (tmp_path / "13.mkv").unlink()
+    noise = np.random.default_rng(0).integers(0, 256, (12, 90, 3), np.uint8)
+    wall = np.asarray(Image.fromarray(noise).resize((360, 48), Image.Resampling.BICUBIC))
+    long = np.stack([wall[:, i : i + 48] for i in range(300)])  # every fourth frame is looked at
+    (tmp_path / "long" / "a").mkdir(parents=True)
+    (tmp_path / "long" / "b").mkdir()
+    write_video(tmp_path / "long" / "a" / "long.mp4", long, fps=8)
+    write_video(tmp_path / "long" / "b" / "other.mp4", render_phantom_clip(4, 8, 48, 48).frames, fps=8)
+    (tmp_path / "cut").mkdir()
+    write_video(tmp_path / "cut" / "cut.mp4", long[71:87], fps=8, crf=24)
+    of_long = fingerprints(open_labelled(tmp_path / "long", SHAPE, "a").fixed_clips, range(2))
+    cut = open_unlabelled(tmp_path / "cut", SHAPE, 1, tmp_path)
+    with pytest.raises(ValueError, match=r"1 of 1 clips is in the test set \(.*cut\.mp4 shares footage with .*long"):
+        refuse_leaks(fingerprints(cut, range(1)), of_long, "clips")
     brighter = np.clip(copied.astype(int) + 12, 0, 255).astype(np.uint8)
     write_video(tmp_path / "13.mp4", brighter, fps=8, crf=24)  # encoded anew, and brighter
     leaking = open_unlabelled(tmp_path, SHAPE, 3, tmp_path)

@@ -1,5 +1,9 @@
 """Poses, depth and scenes from clips: against known truth, and what is refused."""
 
+import contextlib
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,12 @@ import torch
 from diffusers_endora.data.phantom import PhantomClip, render_phantom_clip
 from diffusers_endora.downstream.reconstruction.cameras import pinhole_intrinsics, pose_errors
 from diffusers_endora.downstream.reconstruction.gaussians import DeformableGaussians
-from diffusers_endora.downstream.reconstruction.monocular_depth import align_depth, photometric_poses
+from diffusers_endora.downstream.reconstruction.monocular_depth import (
+    MonocularDepth,
+    align_depth,
+    bundled_depth_model,
+    photometric_poses,
+)
 from diffusers_endora.downstream.reconstruction.reconstruct import (
     check_frames,
     dense_depth,
@@ -94,6 +103,80 @@ def test_depth_is_aligned_by_scale_and_shift_of_its_inverse():
     values = truth[points[:, 1], points[:, 0]]
     values[:5] *= 4  # outliers
     np.testing.assert_allclose(align_depth(1 / inverse, points.astype(float), values), truth, rtol=1e-4)
+
+
+class SaysInverse(torch.nn.Module):
+    """Stands for a model of inverse depth: 2 on the left half, 1 on the right; `pad` pixels of nothing around it."""
+
+    def __init__(self, model_type: str, pad: int = 0) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(model_type=model_type)
+        halves = torch.cat([torch.full((1, 32, 16), 2.0), torch.ones(1, 32, 16)], 2)
+        self.said = torch.nn.functional.pad(halves, (pad,) * 4, value=100.0)
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(predicted_depth=self.said)
+
+
+def processor(images, return_tensors):
+    return {"pixel_values": torch.zeros(1, 3, 32, 32)}
+
+
+def test_inverse_depth_is_turned_around():
+    depth = MonocularDepth(SaysInverse("depth_anything"), processor, True).predict(np.zeros((1, 32, 32, 3), np.uint8))
+    np.testing.assert_allclose(depth[0, :, 24:] / depth[0, :, :8], 2, rtol=1e-5)
+
+
+def test_the_padding_of_zoedepth_is_cut_off():
+    model = SaysInverse("zoedepth", pad=12)  # 3 sqrt(32 / 2) of 32 pixels
+    depth = MonocularDepth(model, processor, False).predict(np.zeros((1, 32, 32, 3), np.uint8))
+    np.testing.assert_allclose(depth[0, :, :16], 2, rtol=1e-5)
+    np.testing.assert_allclose(depth[0, :, 16:], 1, rtol=1e-5)
+
+
+def test_the_bundled_depth_model_knows_rendered_colons(phantom):
+    model = MonocularDepth.from_pretrained(bundled_depth_model())
+    assert not model.is_inverse
+    assert depth_scores(model.predict(phantom.frames), phantom.depth)["abs_rel"] < 0.15
+
+
+def test_a_depth_model_without_all_its_weights_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(bundled_depth_model(), tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name: value for name, value in tensors.items() if "head" not in name}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks .* tensors of its depth model"):
+        MonocularDepth.from_pretrained(tmp_path / "model")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="its weights are damaged"):
+        MonocularDepth.from_pretrained(tmp_path / "model")
+
+
+def test_a_depth_model_fills_in_between_the_points(phantom):
+    pytest.importorskip("pycolmap", reason="needs pycolmap")
+    depth = 3 * phantom.depth  # in units of its own
+    posed = find_poses(phantom.frames, phantom.intrinsics[0].astype(float), KnownDepth(depth), say=lambda _: None)
+    assert posed.facts["depth_between_points"] == "depth model"
+    assert depth_scores(posed.depth, phantom.depth)["abs_rel"] < 0.02
+    np.testing.assert_array_equal(posed.depth_confidence, valid_pixels(phantom.frames))
+
+
+def test_a_wrong_focal_length_is_refined_or_refused(phantom):
+    pytest.importorskip("pycolmap", reason="needs pycolmap")
+    guess = pinhole_intrinsics(96, 96, 40.0)  # it has 116 degrees
+    with contextlib.suppress(ValueError):  # that few frames are registered
+        posed = find_poses(phantom.frames, guess, refine_focal_length=True, say=lambda _: None)
+        assert posed.facts["reprojection_error_pixels"] < 4
+
+
+def test_depth_that_is_not_finite_is_refused(phantom):
+    depth = phantom.depth.copy()
+    depth[3, 5, 5] = np.nan
+    posed = with_given_poses(phantom.frames, phantom.intrinsics[0], phantom.camera_to_world, np.nan_to_num(depth))
+    with pytest.raises(ValueError, match="depth: expected finite positive numbers"):
+        reconstruct(posed, num_gaussians=50, num_steps=1)
 
 
 def test_depth_between_points_is_theirs_at_them_and_bounded_by_them():

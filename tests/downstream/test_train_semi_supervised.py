@@ -98,6 +98,10 @@ def test_from_videos_to_a_table(corpora, tmp_path, capsys):
     capsys.readouterr()
     assert run("train_semi_supervised.py", seeds="0", **options | {"max_train_steps": 7}) == 2
     assert "holds a run of other settings (max_train_steps was 6 and is 7); choose another" in capsys.readouterr().err
+    fewer = shutil.copytree(corpora["test_data"], tmp_path / "test")
+    next((fewer / "dark").iterdir()).unlink()
+    assert run("train_semi_supervised.py", seeds="0", **options | {"test_data": fewer}) == 2
+    assert "test_videos was" in capsys.readouterr().err
 
 
 def test_rows_of_the_benchmark(corpora, tmp_path):
@@ -129,23 +133,27 @@ def test_a_killed_training_goes_on_exactly(corpora, tmp_path, monkeypatch):
         torch.manual_seed(0)
         classifier = SmallVideoClassifier(channels=(8, 16), norm_groups=4)
         unlabelled = Clips(clips, range(6))
-        return train_classifier(classifier, videos, [0, 1, 8, 9], [2, 3, 10, 11], unlabelled, settings, 0, folder)
+        parts = [0, 1, 8, 9], [2, 3, 10, 11]
+        return train_classifier(classifier, videos, *parts, unlabelled, settings, 0, folder, {"source": "clips"})
 
     whole = train(tmp_path / "whole")
-    with monkeypatch.context() as patch:
+    original = trainer.step_loss
+    for last in (2, 5):  # before the first look at the validation part, and after it
         steps = iter(range(100))
-        original = trainer.step_loss
 
-        def killed_at_step_5(*args):
-            if next(steps) == 5:
+        def killed(*args, steps=steps, last=last):
+            if next(steps) == last:
                 raise KeyboardInterrupt
             return original(*args)
 
-        patch.setattr(trainer, "step_loss", killed_at_step_5)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "killed")
-    assert (tmp_path / "killed" / "checkpoint-4").is_dir()
-    resumed = train(tmp_path / "killed")
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "step_loss", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train(tmp_path / f"killed_{last}")
+    assert (tmp_path / "killed_5" / "checkpoint-4").is_dir()
+    early = train(tmp_path / "killed_2")
+    assert [look["validation_auroc"] for look in early.history] == [look["validation_auroc"] for look in whole.history]
+    resumed = train(tmp_path / "killed_5")
     assert resumed.history[0] == whole.history[0]
     for name, tensor in whole.classifier.state_dict().items():
         assert torch.equal(tensor, resumed.classifier.state_dict()[name]), name
@@ -171,6 +179,15 @@ def test_leaks_and_other_mistakes_are_one_sentence(corpora, tmp_path, capsys):
     shutil.copytree(corpora["train_data"] / "dark", one_class / "dark")
     assert "has the classes dark" in refused(train_data=one_class, positive_class="light")
     assert "the training videos have 8 negative ones: 8 to be labelled" in refused(num_labelled=16)
+    for label, name in ((0, "dark"), (1, "light")):
+        lines = [f"{name}/{path.name},{label}\n" for path in sorted((corpora["test_data"] / name).iterdir())]
+        (tmp_path / f"{name}.txt").write_text("".join(lines))
+    both = (tmp_path / "dark.txt").read_text() + (tmp_path / "light.txt").read_text()
+    (tmp_path / "both.txt").write_text(both)
+    of_one = {"train_data": corpora["test_data"], "train_labels": tmp_path / "both.txt", "num_labelled": 2}
+    assert "the test set has 3 videos and all are positive" in refused(
+        **of_one, test_labels=tmp_path / "light.txt", positive_class="1"
+    )
     assert "there is no such folder" in refused(unlabelled=tmp_path / "nothing")
     assert "--seeds 0 0: expected different integers" in refused(seeds="0 0")
     assert "--endora_legacy: is about unlabelled clips" in refused(endora_legacy="")

@@ -30,7 +30,11 @@ def test_small_classifier_is_saved_as_safetensors(tmp_path, clips):
     assert classifier(clips).shape == (2, 3)
     classifier.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
-    torch.testing.assert_close(load_classifier(tmp_path, 4)(clips), classifier(clips))
+    torch.testing.assert_close(load_classifier(tmp_path, 4, 3)(clips), classifier(clips))
+    assert load_classifier(tmp_path, 4)(clips).shape == (2, 2)  # the head for 3 classes is another
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config\.json: expected the config of a model, got \[1\]"):
+        load_classifier(tmp_path, 4)
 
 
 def test_small_classifier_sees_the_order_of_frames(clips):
@@ -80,6 +84,9 @@ def test_image_classifier_is_averaged_over_frames(tmp_path, clips):
 def test_what_is_no_classifier_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(ValueError, match=r"does not load as a video or image classifier .*its model_type is 'gpt2'"):
+        load_classifier(tmp_path, 4)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
+    with pytest.raises(ValueError, match="'resnet' does not say its image_size"):
         load_classifier(tmp_path, 4)
     with pytest.raises(ValueError, match="does not load as a video or image classifier"):
         load_classifier(tmp_path / "nothing", 4)

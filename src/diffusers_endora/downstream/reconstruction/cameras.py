@@ -40,7 +40,9 @@ def unproject(depth: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
     """Depth maps `(..., H, W)` to camera points `(..., H, W, 3)`, with one camera `(3, 3)` for all."""
     height, width = depth.shape[-2:]
     v, u = torch.meshgrid(
-        torch.arange(height, dtype=depth.dtype), torch.arange(width, dtype=depth.dtype), indexing="ij"
+        torch.arange(height, dtype=depth.dtype, device=depth.device),
+        torch.arange(width, dtype=depth.dtype, device=depth.device),
+        indexing="ij",
     )
     x, y = (u - intrinsics[0, 2]) / intrinsics[0, 0], (v - intrinsics[1, 2]) / intrinsics[1, 1]
     return torch.stack([x * depth, y * depth, depth], dim=-1)

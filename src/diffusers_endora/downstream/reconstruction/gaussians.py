@@ -35,6 +35,7 @@ class DeformableGaussians(torch.nn.Module):
         opacity: float = 0.6,
     ) -> None:
         super().__init__()
+        self.backend = "torch"  # of `render`, see `rasterise`
         count = len(means)
         self.means = torch.nn.Parameter(means.clone())
         self.log_scales = torch.nn.Parameter(scales.log()[:, None].repeat(1, 3))
@@ -49,7 +50,7 @@ class DeformableGaussians(torch.nn.Module):
 
     def at(self, time: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Centres and colours, each `(N, 3)`, at a time in [0, 1]."""
-        k = torch.arange(1, len(self.motion) + 1)
+        k = torch.arange(1, len(self.motion) + 1, device=self.means.device)
         basis = torch.cos(math.pi * k * time)[:, None, None].to(self.means)
         return self.means + (basis * self.motion).sum(0), self.colours + (basis * self.colour_change).sum(0)
 
@@ -60,7 +61,8 @@ class DeformableGaussians(torch.nn.Module):
         means, colours = self.at(time)
         scales, opacities = self.log_scales.exp(), self.opacity_logits.sigmoid()
         return rasterise(
-            means, self.quaternions, scales, opacities, colours, world_to_camera, intrinsics, height, width
+            *(means, self.quaternions, scales, opacities, colours, world_to_camera, intrinsics, height, width),
+            backend=self.backend,
         )
 
 
@@ -86,7 +88,7 @@ def gaussians_from_depth(
     means, scales, colours = [], [], []
     spacing = math.sqrt(height * width / num_gaussians)
     for frame, map_, pose, share in zip(frames, depth, camera_to_world, shares, strict=True):
-        chosen = torch.randperm(height * width, generator=generator)[:share]
+        chosen = torch.randperm(height * width, generator=generator)[:share].to(map_.device)
         points = transform(pose, unproject(map_, intrinsics)).reshape(-1, 3)
         means.append(points[chosen])
         scales.append(map_.reshape(-1)[chosen] * spacing / intrinsics[0, 0])

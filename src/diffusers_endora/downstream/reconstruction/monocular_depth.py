@@ -1,5 +1,6 @@
 """Depth of single frames by a network, and camera poses from frames with depth."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 
-from .cameras import project, se3_exponential, transform, unproject
+from .cameras import project, resized_intrinsics, se3_exponential, transform, unproject
 
-# models of transformers that predict depth; the others predict its inverse, up to scale and shift
-DEPTH_MODELS = ("glpn", "zoedepth", "depth_pro")
+# models of transformers that predict depth; the others predict its inverse, up to scale and shift, unless their config
+# has `depth_estimation_type="metric"`
+DEPTH_MODELS = ("glpn", "zoedepth", "tipsv2_dpt")
 
 LEVELS = (4, 2, 1)  # each image is aligned at these fractions of its size
 ITERATIONS = 12  # at most, per level
@@ -39,12 +42,18 @@ class MonocularDepth:
         """A model by folder or Hub id.
 
         Raises:
-            ValueError: there is no depth model.
+            ValueError: there is no depth model, or its weights are damaged or not all there.
             OSError: there is nothing of that name, or it lacks its image processor.
         """
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-        model = AutoModelForDepthEstimation.from_pretrained(name).eval()
+        try:
+            model, info = AutoModelForDepthEstimation.from_pretrained(name, output_loading_info=True)
+        except SafetensorError as error:
+            raise ValueError(f"{name}: its weights are damaged ({error})") from error
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{name}: lacks {len(missing)} tensors of its depth model, as {missing[0]}")
+        model = model.eval()
         processor = AutoImageProcessor.from_pretrained(name)
         is_metric = getattr(model.config, "depth_estimation_type", "relative") == "metric"
         return cls(model, processor, not (model.config.model_type in DEPTH_MODELS or is_metric))
@@ -60,12 +69,23 @@ class MonocularDepth:
         for frame in frames:
             inputs = self.processor(images=Image.fromarray(frame), return_tensors="pt")
             predicted = self.model(**inputs).predicted_depth[:, None].float()
+            if getattr(self.model.config, "model_type", "") == "zoedepth":  # its processor has padded the frame
+                predicted = self._cropped(predicted, frame.shape[:2])
             resized = F.interpolate(predicted, frame.shape[:2], mode="bilinear", align_corners=False)[0, 0]
             if self.is_inverse:
                 median = resized.median().clamp(min=1e-6)
                 resized = 1 / (resized / median).clamp(0.1, 5)
             maps.append(resized.clamp(min=1e-3))
         return torch.stack(maps).numpy()
+
+    def _cropped(self, predicted: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+        """ZoeDepth's map without its padding, `3 sqrt(side / 2)` pixels of the frame on each side."""
+        pads = [int(math.sqrt(side / 2) * 3) for side in size]
+        edges = [
+            round(pad / (side + 2 * pad) * length)
+            for pad, side, length in zip(pads, size, predicted.shape[2:], strict=True)
+        ]
+        return predicted[..., edges[0] : predicted.shape[2] - edges[0], edges[1] : predicted.shape[3] - edges[1]]
 
 
 def bundled_depth_model() -> str:
@@ -84,8 +104,8 @@ def align_depth(predicted: np.ndarray, points: np.ndarray, values: np.ndarray) -
     """A depth map `(H, W)` brought to the depths of some of its pixels: a scale and a shift of its inverse.
 
     The inverse is fitted by least squares, three times over, each time without the points whose residual exceeds 2.5
-    robust deviations (1.48 times the median of absolute residuals). With fewer than 8 points, or where the fit would
-    turn the depth around, the scale alone is taken, from the median.
+    robust deviations (1.48 times the median of absolute residuals). With fewer than 8 points the scale alone is
+    taken, from the median; a fit that would turn the depth around is not taken, and what was before stays.
 
     Args:
         points: pixels `(N, 2)`, column and row, inside the image; `values`: their depths `(N,)`, positive.
@@ -215,9 +235,8 @@ def _align_pair(
     """Motion `(4, 4)` from the first camera to the second, and the correlation of the images after it."""
     motion = guess
     for level in LEVELS:
-        images, scaled = F.avg_pool2d(contrast[None], level)[0], intrinsics.clone()
-        scaled[:2] /= level
-        scaled[:2, 2] = (intrinsics[:2, 2] + 0.5) / level - 0.5
+        images = F.avg_pool2d(contrast[None], level)[0]
+        scaled = torch.from_numpy(resized_intrinsics(intrinsics.numpy(), 1 / level))
         map_ = F.avg_pool2d(depth[None, None], level)[0, 0]
         is_valid = F.avg_pool2d(valid[None].float(), level)[0].min(0).values == 1
         padded = F.pad(images[1][None, None], (1, 1, 1, 1), mode="replicate")[0, 0]

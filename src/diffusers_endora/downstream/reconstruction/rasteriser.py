@@ -7,7 +7,8 @@ added to each image covariance, an alpha is at most 0.99, and one below 1/255 is
 
 The image is cut into squares of 8 pixels. A square is rendered by dense tensors over the Gaussians that may reach it,
 nearest first, and its pixels; squares go together as long as these have at most `chunk_size` entries. The backward
-pass computes each chunk anew, so that memory is bounded by the chunk, whatever the number of Gaussians and pixels.
+pass computes each chunk anew, so that the dense tensors are bounded by the chunk, whatever the number of Gaussians and
+pixels. What grows with them is the list of which Gaussian reaches which square, some tens of bytes a pair.
 """
 
 from dataclasses import dataclass

@@ -17,6 +17,7 @@ from .structure_from_motion import RegistrationError, SparseScene, structure_fro
 
 HELD_OUT_EVERY, FIRST_HELD_OUT = 8, 4  # views 4, 12, 20, ... are held out: each lies between others
 LEAST_FRAMES = 8
+MOST_GAUSSIANS = 20_000
 OBSERVATION_RADIUS = 4.0  # pixels: how far from a point of the sparse scene its depth is believed
 
 # weights of the loss, for a scene whose median depth is 1
@@ -164,7 +165,7 @@ def find_poses(
                 f"path: structure from motion, registration rate {sparse.registration_rate:.0%} "
                 f"({int(sparse.is_registered.sum())} of {len(frames)} frames), {len(sparse.points)} points"
             )
-            return _posed_by_sparse(frames, sparse, depth_model)
+            return _posed_by_sparse(frames, sparse, depth_model, is_valid)
     said_rate = "not tried" if rate is None else f"{rate:.0%}"
     if depth_model is None:
         raise ValueError(f"registration rate {said_rate}: {failure}; give a --depth_model for the path without it")
@@ -212,6 +213,7 @@ def reconstruct(
     num_basis: int = 4,
     lpips: torch.nn.Module | None = None,
     seed: int = 0,
+    backend: str = "torch",
 ) -> Reconstruction:
     """Fits Gaussians to the views that are not held out.
 
@@ -222,31 +224,41 @@ def reconstruct(
 
     Poses of held-out views come from all frames, as is usual; the Gaussians never see their images.
 
+    Args:
+        num_basis: cosines in time of a Gaussian; 0: a rigid scene.
+        lpips: adds LPIPS to the scores.
+        backend: see `rasterise`; with `"gsplat"` the fit is on the GPU.
+
     Returns:
         Its `scores` have, for the views `held_out` and `training`, mean, standard deviation and number of `psnr`,
         `ssim`, `lpips` (with its weights), `depth_total_variation` and `alpha`, the share of the image that the scene
         covers.
 
     Raises:
-        ValueError: a number that is not positive, more than 20,000 Gaussians, or a fit that ends in numbers that are
-            not finite.
+        ValueError: a number that is not positive, more than `MOST_GAUSSIANS`, depth that is not positive, or a fit
+            that ends in numbers that are not finite or shows nothing in a view.
     """
-    if not 1 <= num_gaussians <= 20_000:
-        raise ValueError(f"num_gaussians={num_gaussians}: expected 1 to 20000")
+    if not 1 <= num_gaussians <= MOST_GAUSSIANS:
+        raise ValueError(f"num_gaussians={num_gaussians}: expected 1 to {MOST_GAUSSIANS}")
     if num_steps < 1 or num_basis < 0:
         raise ValueError(f"num_steps={num_steps}, num_basis={num_basis}: expected 1 or more, and 0 or more")
+    if not (np.isfinite(posed.depth).all() and (posed.depth > 0).all()):
+        raise ValueError("depth: expected finite positive numbers everywhere")
     start, start_cpu = time.monotonic(), time.process_time()
     is_held_out = held_out_views(len(posed.frames))
     training = np.flatnonzero(~is_held_out)
-    frames = torch.from_numpy(posed.frames).permute(0, 3, 1, 2).float() / 255
-    depth, confidence = torch.from_numpy(posed.depth).float(), torch.from_numpy(posed.depth_confidence).float()
-    intrinsics = torch.from_numpy(posed.intrinsics).float()
-    poses = torch.from_numpy(posed.camera_to_world).float()
+    device = torch.device("cuda" if backend == "gsplat" else "cpu")
+    frames = torch.from_numpy(posed.frames).to(device).permute(0, 3, 1, 2).float() / 255
+    depth, confidence, intrinsics, poses = (
+        torch.from_numpy(array).float().to(device)
+        for array in (posed.depth, posed.depth_confidence, posed.intrinsics, posed.camera_to_world)
+    )
     times, height, width = clip_times(posed), *posed.frames.shape[1:3]
 
     scene = gaussians_from_depth(
         frames[training], depth[training], poses[training], intrinsics, num_gaussians, num_basis, seed
-    )
+    ).to(device)
+    scene.backend = backend
     groups = [{"params": [getattr(scene, name)], "lr": rate} for name, rate in LEARNING_RATES.items()]
     optimizer = torch.optim.Adam(groups, eps=1e-15)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1 ** (1 / num_steps))
@@ -271,13 +283,15 @@ def reconstruct(
         loss.backward()
         optimizer.step()
         schedule.step()
+    if not all(bool(parameter.isfinite().all()) for parameter in scene.parameters()):
+        raise ValueError("the fit ended in numbers that are not finite")
     seconds = {"fit": time.monotonic() - start, "fit_processor": time.process_time() - start_cpu}
+    scene.backend = "torch"  # what comes now is little, and needs no GPU
+    scene = scene.cpu()
     scores = {
         name: _score(scene, posed, np.flatnonzero(chosen), lpips)
         for name, chosen in (("held_out", is_held_out), ("training", ~is_held_out))
     }
-    if not np.isfinite(scores["training"]["psnr"]["mean"]):
-        raise ValueError("the fit ended in numbers that are not finite")
     return Reconstruction(posed, scene, is_held_out, scores, seconds)
 
 
@@ -295,10 +309,14 @@ def _score(
     images = torch.stack([rendering.colour.clamp(0, 1).permute(2, 0, 1) for rendering in renderings])
     frames = torch.from_numpy(posed.frames[views]).permute(0, 3, 1, 2).float() / 255
     scores = image_scores(images, frames, lpips)
+    scores["alpha"] = [float(rendering.alpha.mean()) for rendering in renderings]
+    if not min(scores["alpha"]) > 0:
+        raise ValueError(
+            f"the scene covers nothing of view {views[int(np.argmin(scores['alpha']))]}: the fit has failed"
+        )
     scores["depth_total_variation"] = depth_total_variation(
         torch.stack([rendering.depth for rendering in renderings])
     ).tolist()
-    scores["alpha"] = [float(rendering.alpha.mean()) for rendering in renderings]
     return {name: mean_and_std(values) for name, values in scores.items()}
 
 
@@ -310,7 +328,9 @@ def _renderings(scene: DeformableGaussians, posed: PosedClip, views: Any) -> Any
         yield scene.render(world_to_camera, intrinsics, height, width, float(times[i]))
 
 
-def _posed_by_sparse(frames: np.ndarray, sparse: SparseScene, depth_model: MonocularDepth | None) -> PosedClip:
+def _posed_by_sparse(
+    frames: np.ndarray, sparse: SparseScene, depth_model: MonocularDepth | None, is_valid: np.ndarray
+) -> PosedClip:
     kept = np.flatnonzero(sparse.is_registered)
     predicted = None if depth_model is None else depth_model.predict(frames[kept])
     maps, confidences = [], []
@@ -320,7 +340,7 @@ def _posed_by_sparse(frames: np.ndarray, sparse: SparseScene, depth_model: Monoc
             depth, confidence = dense_depth(pixels, values, *frames.shape[1:3])
         else:
             depth = align_depth(predicted[number], _inside(pixels, frames.shape[1:3]), values)
-            confidence = np.ones(depth.shape, np.float32)
+            confidence = is_valid[i].astype(np.float32)
         maps.append(depth)
         confidences.append(confidence)
     unit = float(np.median(np.stack(maps)))

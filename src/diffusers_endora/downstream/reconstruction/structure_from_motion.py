@@ -19,6 +19,7 @@ FIRST_ANGLES = (6.0, 2.0)  # degrees at which the rays of the first two frames m
 LEAST_POINTS = 50  # of a scene
 LEAST_OBSERVED = 8  # points in a frame that counts as registered
 LEAST_REGISTERED = 0.8  # of the frames: below, the clip is not reconstructed by this path
+MOST_REPROJECTION, LEAST_ANGLE = 4.0, 1.5  # pixels of the frames, degrees: of a point of the scene
 DARK, BRIGHT = 16, 230  # of 255: no channel above is border if it never is; all channels above is a highlight
 
 
@@ -122,7 +123,12 @@ def structure_from_motion(
                 adjustment.refine_focal_length, adjustment.refine_extra_params = True, False
                 adjustment.print_summary = False
                 pycolmap.bundle_adjustment(model, adjustment)
+                pycolmap.ObservationManager(model).filter_all_points3D(MOST_REPROJECTION * scale, LEAST_ANGLE)
+                if not model.num_points3D():
+                    continue
             sparse = _read(model, len(frames), scale)
+            if not sparse.reprojection_error < MOST_REPROJECTION:  # it has diverged
+                continue
             if sparse.registration_rate >= LEAST_REGISTERED and len(sparse.points) >= LEAST_POINTS:
                 return sparse
             if (registered := int(sparse.is_registered.sum())) >= best:

@@ -125,7 +125,11 @@ def load_classifier(name: str | os.PathLike[str], num_frames: int, num_classes: 
         ValueError: it does not load, or is made for clips of another length.
     """
     if is_small(name):
-        return SmallVideoClassifier.from_pretrained(name)
+        classifier = SmallVideoClassifier.from_pretrained(name)
+        if classifier.config.num_classes != num_classes:
+            classifier.head = nn.Linear(classifier.head.in_features, num_classes)
+            classifier.register_to_config(num_classes=num_classes)
+        return classifier
     from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForVideoClassification
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
@@ -137,6 +141,8 @@ def load_classifier(name: str | os.PathLike[str], num_frames: int, num_classes: 
         takes_clips = config.model_type in MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
         if not takes_clips and config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
             raise ValueError(f"its model_type is {config.model_type!r}")
+        if not getattr(config, "image_size", None):
+            raise ValueError(f"{config.model_type!r} does not say its image_size")
         auto_class = AutoModelForVideoClassification if takes_clips else AutoModelForImageClassification
         network = auto_class.from_pretrained(name, num_labels=num_classes, ignore_mismatched_sizes=True)
     except (OSError, ValueError) as error:
@@ -151,9 +157,21 @@ def load_classifier(name: str | os.PathLike[str], num_frames: int, num_classes: 
 
 
 def is_small(name: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds a `SmallVideoClassifier`."""
-    config = Path(name) / "config.json"
-    return config.is_file() and json.loads(config.read_text()).get("_class_name") == SmallVideoClassifier.__name__
+    """Whether a folder holds a `SmallVideoClassifier`.
+
+    Raises:
+        ValueError: its `config.json` is none.
+    """
+    path = Path(name) / "config.json"
+    if not path.is_file():
+        return False
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected json ({error}).") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected the config of a model, got {str(config)[:80]}.")
+    return config.get("_class_name") == SmallVideoClassifier.__name__
 
 
 def normalisation_of(name: str | os.PathLike[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import nn
 from ...data.clips import ClipDataset
 from ...files import replacing_entries, written_atomically
 from ...metrics.report import BLUE, GREY, ORANGE, new_figure, save_figure
+from ...training.checkpoints import list_checkpoints, remove
 from .scores import MEASURES, choose_threshold, score, trivial_scores
 from .splits import draw_splits
 from .trainer import TrainingSettings, predict, train_classifier
@@ -120,6 +121,7 @@ def run(
         if differing := [name for name in description if known["description"].get(name) != description[name]]:
             changes = ", ".join(f"{n} was {known['description'].get(n)} and is {description[n]}" for n in differing)
             raise ValueError(f"{folder}: holds a run of other settings ({changes}); choose another --output_dir.")
+        remove_checkpoints(folder)
         return known
     splits = draw_splits(
         train.labels, protocol.num_labelled, protocol.validation_fraction, seed, protocol.first_of_class
@@ -141,6 +143,7 @@ def run(
         settings,
         seed,
         folder,
+        {**description, "labelled": splits.labelled, "validation": splits.validation},
         method.endora_legacy,
     )
     threshold = choose_threshold(
@@ -158,9 +161,16 @@ def run(
     }
     with replacing_entries(folder) as new:
         (new / "classifier").mkdir()
-        trained.classifier.save_pretrained(new / "classifier")  # type: ignore[operator]
+        trained.classifier.cpu().save_pretrained(new / "classifier")  # type: ignore[operator]
         (new / RUN).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    remove_checkpoints(folder)
     return result
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Removes the checkpoints of a run that is kept."""
+    for checkpoint in list_checkpoints(folder):
+        remove(checkpoint)
 
 
 def summarise(runs: list[dict[str, Any]], train: LabelledVideos, test: LabelledVideos) -> dict[str, Any]:
@@ -187,7 +197,11 @@ def summarise(runs: list[dict[str, Any]], train: LabelledVideos, test: LabelledV
             }
     return {
         "positive_class": test.positive_class,
-        "test": {"positive": int(test.labels.sum()), "negative": int(len(test) - test.labels.sum())},
+        "test": {
+            "positive": int(test.labels.sum()),
+            "negative": int(len(test) - test.labels.sum()),
+            "left_out": test.num_left_out,
+        },
         "trivial": {
             name: scores.as_dict() for name, scores in trivial_scores(test.labels, float(train.labels.mean())).items()
         },
@@ -236,7 +250,8 @@ def table(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"Percent, {of_seeds}. {results['positive_class']!r} is positive: "
-        f"{test['positive']} of {test['positive'] + test['negative']} test videos. Model and threshold are chosen on "
+        f"{test['positive']} of {test['positive'] + test['negative']} test videos "
+        f"({test['left_out']} left out as broken, too short or without a label). Model and threshold are chosen on "
         "validation videos.",
     ]
     return "\n".join(lines) + "\n"

@@ -16,7 +16,8 @@ from ...data.video_io import read_frames, read_video_info
 
 logger = logging.getLogger(__name__)
 
-MOST_FRAMES = 64  # of a video that are looked at, evenly spaced
+FRAMES = 64  # of a video that are looked at, or all; of longer ones every `SPACING`-th
+SPACING = 4  # so that of a clip cut from another video half of the frames are near to one that was looked at
 LEAST_SHARE = 0.5  # of the hashes of a video: with so many partners it is a copy, or cut from the other
 
 
@@ -26,8 +27,8 @@ class Fingerprint:
 
     Attributes:
         name: how messages name it.
-        digest: SHA-256 of size, number of frames and the decoded pixels of at most `MOST_FRAMES` frames: the
-            container does not matter.
+        digest: SHA-256 of size, number of frames and the decoded pixels of the frames that are looked at:
+            the container does not matter.
         hashes: uint64 `(n, 4)`, perceptual hashes of these frames, which survive another encoding, size or brightness.
     """
 
@@ -46,10 +47,13 @@ def fingerprints(dataset: ClipDataset, videos: list[int] | range) -> list[Finger
     def fingerprint(video: int) -> Fingerprint:
         source = dataset.open_video(video)
         info = read_video_info(source)
-        frames = read_frames(source, evenly(info.num_frames, MOST_FRAMES))
+        wanted = evenly(info.num_frames, max(FRAMES, info.num_frames // SPACING))
         digest = hashlib.sha256(f"{info.width} {info.height} {info.num_frames}".encode())
-        digest.update(frames.data)
-        hashes = [value for frame in frames if (value := hash_frame(to_grey(frame))) is not None]
+        hashes = []
+        for first in range(0, len(wanted), FRAMES):  # so that memory does not grow with the video
+            frames = read_frames(source, wanted[first : first + FRAMES])
+            digest.update(frames.data)
+            hashes += [value for frame in frames if (value := hash_frame(to_grey(frame))) is not None]
         stacked = np.stack(hashes) if hashes else np.zeros((0, 4), np.uint64)
         return Fingerprint(dataset.video_name(video), digest.hexdigest(), stacked)
 

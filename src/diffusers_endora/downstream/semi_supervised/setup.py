@@ -1,26 +1,43 @@
 """From the flags of the scripts to a table: videos, unlabelled clips, leaks, runs."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from torch import nn
 
 from ... import bundled_model
 from ...data.clips import ClipDataset
 from ...data.contact_sheet import save_contact_sheet
+from ...data.video_io import VideoError
 from .arguments import settings_from
 from .classifier import SmallVideoClassifier, load_classifier
 from .experiment import REST, Method, Protocol, run_all
 from .leaks import fingerprints, refuse_leaks
+from .scores import check_both_classes
 from .splits import draw_splits
 from .videos import Clips, ClipShape, LabelledVideos, open_labelled, open_unlabelled
 from .views import strong_view, weak_view
 
 BUNDLED = "bundled"  # in place of a pipeline: the one that comes with the package
+
+
+def run_script(name: str, args: argparse.Namespace, methods: list[Method]) -> None:
+    """Runs the methods and prints the table; a mistake is one sentence on stderr and exit code 2."""
+    try:
+        run_methods(args, methods)
+    except (ValueError, OSError, SafetensorError, VideoError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if lines[0].startswith("Caught "):  # by a process that reads clips: its traceback ends with the sentence
+            lines = lines[-1:]
+        print(f"{name}: error: {' '.join(' '.join(lines).split())}", file=sys.stderr)
+        sys.exit(2)
+    print((Path(args.output_dir) / "table.md").read_text(encoding="utf-8"))
 
 
 def run_methods(args: argparse.Namespace, methods: list[Method]) -> dict[str, Any]:
@@ -55,6 +72,12 @@ def run_methods(args: argparse.Namespace, methods: list[Method]) -> dict[str, An
         )
     for name, videos in (("training", train), ("test", test)):
         print(described(name, videos))
+    check_both_classes(test.labels, "the test set")
+    if args.first_of_class and train.num_left_out:
+        raise ValueError(
+            f"{args.train_data}: {train.num_left_out} videos are left out, and --first_of_class would take others in "
+            "their place; mend or remove them, or choose shorter clips."
+        )
     splits = [
         draw_splits(train.labels, args.num_labelled, args.validation_fraction, seed, args.first_of_class)
         for seed in args.seeds
@@ -93,8 +116,15 @@ def run_methods(args: argparse.Namespace, methods: list[Method]) -> dict[str, An
     # 4. Runs
     shown = next(iter(opened.values()), train.random_clips)
     show_views(Clips(shown, range(shown.num_videos)), output_dir / "views.png")
-    description = {**asdict(shape), "classifier": args.classifier, "train_data": args.train_data}
-    description |= {"test_data": args.test_data, "positive_class": train.positive_class}
+    named = ("classifier", "train_data", "train_labels", "train_split", "test_data", "test_labels", "clips_per_video")
+    description = {
+        **asdict(shape),
+        **{name: getattr(args, name) for name in named},
+        "test_split": test_split,
+        "positive_class": train.positive_class,
+        "train_videos": train.digest(),
+        "test_videos": test.digest(),
+    }
     return run_all(
         methods, opened, train, test, protocol, settings_from(args), make_classifier, output_dir, description
     )

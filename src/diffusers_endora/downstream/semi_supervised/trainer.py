@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...files import written_atomically
-from ...training.checkpoints import list_checkpoints
 from ...training.processes import on_cpu
 from ...training.resumable_steps import resumable_steps, resume
 from .fixmatch import FixMatchLoss, align_distribution, cosine_decay, fixmatch_loss
@@ -182,7 +180,7 @@ class TrainedClassifier:
     """What a training leaves.
 
     Attributes:
-        classifier: the averaged weights of the step that was best on the validation part, on the CPU.
+        classifier: the averaged weights of the step that was best on the validation part.
         history: a dictionary for each look at the validation part: step, validation AUROC in percent, mean losses and
             share of unlabelled clips that counted since the last look.
     """
@@ -200,6 +198,7 @@ def train_classifier(
     settings: TrainingSettings,
     seed: int,
     output_dir: Path,
+    description: dict[str, Any],
     endora_legacy: bool = False,
 ) -> TrainedClassifier:
     """Trains with FixMatch, or, without unlabelled clips, by cross-entropy on the labelled ones.
@@ -211,6 +210,8 @@ def train_classifier(
         classifier: `(B, F, 3, H, W)` in [-1, 1] to logits `(B, 2)`.
         videos: the training corpus.
         labelled, validation: numbers of its videos.
+        output_dir: for checkpoints and `history.json`.
+        description: all that the result depends on, as JSON has it; checkpoints of another one are refused.
         endora_legacy: the unlabelled loss of the official Endora code (`Downstream-Semi/train_semi_gen.py`): the
             logits of the **weak** view are fitted to the pseudo-labels that come from them; strong views enter no
             loss. This is self-training and not FixMatch.
@@ -244,16 +245,14 @@ def train_classifier(
     recent = RecentPredictions()
     accelerator.register_for_checkpointing(recent)
     history_file = output_dir / HISTORY
-    arguments = {**settings.deciding(), "seed": seed, "endora_legacy": endora_legacy, "labelled": labelled}
-    arguments["num_unlabelled"] = 0 if unlabelled is None else len(unlabelled.videos)
-    done = resume(accelerator, output_dir, arguments)
-    history = json.loads(history_file.read_text()) if done else []
+    done = resume(accelerator, output_dir, description)
+    history = json.loads(history_file.read_text(encoding="utf-8")) if done and history_file.is_file() else []
     history = [look for look in history if look["step"] <= done]
 
     reader = DataLoader(batches, batch_size=None, sampler=range(done, num_steps), num_workers=settings.num_workers)
     read = iter(reader)
     losses: list[list[float]] = []
-    for step in resumable_steps(accelerator, output_dir, done, num_steps, settings.checkpointing_steps, arguments):
+    for step in resumable_steps(accelerator, output_dir, done, num_steps, settings.checkpointing_steps, description):
         torch.manual_seed(seed * 2**32 + step)  # dropout
         batch = {name: values.to(accelerator.device) for name, values in next(read).items()}
         model.train()
@@ -270,7 +269,7 @@ def train_classifier(
         inner.average(step + 1)
         losses.append([loss.supervised.item(), loss.unlabelled.item(), loss.share.item()])
         if (step + 1) % settings.validation_steps == 0 or step + 1 == num_steps:
-            probabilities = predict(inner.averaged, videos, validation, accelerator.device)
+            probabilities = predict(inner.averaged, videos, validation)
             auroc = 100 * float(roc_auc_score(videos.labels[validation], probabilities))
             inner.select(auroc)
             means = dict(zip(("supervised", "unlabelled", "share"), np.mean(losses, axis=0).tolist(), strict=True))
@@ -278,9 +277,7 @@ def train_classifier(
             with written_atomically(history_file) as temporary:
                 temporary.write_text(json.dumps(history, indent=1), encoding="utf-8")
             losses = []
-    for checkpoint in list_checkpoints(output_dir):
-        shutil.rmtree(checkpoint)
-    return TrainedClassifier(accelerator.unwrap_model(model).selected.cpu().eval(), history)
+    return TrainedClassifier(accelerator.unwrap_model(model).selected.eval(), history)
 
 
 def step_loss(
@@ -319,15 +316,14 @@ def step_loss(
 
 
 @torch.no_grad()
-def predict(
-    classifier: nn.Module, videos: LabelledVideos, chosen: list[int] | range, device: torch.device | str = "cpu"
-) -> np.ndarray:
+def predict(classifier: nn.Module, videos: LabelledVideos, chosen: list[int] | range) -> np.ndarray:
     """Probability of the positive class of some videos, `(len(chosen),)`: the mean over clips at fixed places.
 
     Raises:
         VideoError: a video is damaged.
     """
     classifier.eval()
+    device = next(classifier.parameters()).device
     items = [(row, item) for row, video in enumerate(chosen) for item in videos.fixed_clips.fixed_clips_of(video)]
     sums, counts = np.zeros(len(chosen)), np.zeros(len(chosen))
     for first in range(0, len(items), _EVALUATED_AT_A_TIME):

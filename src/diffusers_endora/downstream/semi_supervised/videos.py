@@ -1,6 +1,7 @@
 """Videos with labels, and clips without: where they come from and how the training reads them."""
 
-import csv
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import torch
 
 from ...baselines.registry import kind_of, load_pipeline
 from ...data.clips import ClipDataset
+from ...data.corpora.corpus import read_number, read_table
 from ...data.video_io import VideoError
 from ...metrics.sampling import sample_clips
+from ...training.processes import on_cpu
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,17 @@ class LabelledVideos:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def num_left_out(self) -> int:
+        """Videos of the source that are not used: broken, too short, or without a label."""
+        clips = self.random_clips
+        return clips.num_broken + len(clips.too_short) + clips.num_unlabelled
+
+    def digest(self) -> str:
+        """SHA-256 of the names of the videos and of their labels."""
+        names = [[self.random_clips.video_name(i), int(label)] for i, label in enumerate(self.labels)]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
 
 def open_labelled(
     source: str | os.PathLike[str],
@@ -113,25 +127,25 @@ def read_label_file(folder: Path, label_file: Path) -> list[dict[str, Any]]:
 
     Args:
         folder: that the names of the videos begin in.
-        label_file: labels are integers from 0 up; there is no header.
+        label_file: labels are integers from 0 up; there is no header, and a quotation mark is a character as others.
 
     Raises:
-        ValueError: a file is not there, a line is not as described, or a video is listed twice.
+        ValueError: a file is not there or no text, a line is not as described, or a video is listed twice.
     """
     if not label_file.is_file():
         raise ValueError(f"{label_file}: there is no such file of labels.")
     rows: dict[str, dict[str, Any]] = {}
-    with label_file.open(encoding="utf-8", newline="") as file:
-        for number, cells in enumerate(csv.reader(file), start=1):
-            where = f"{label_file}, line {number}"
-            if len(cells) != 2 or not cells[1].strip().isdecimal():
-                raise ValueError(f"{where}: expected <video>,<label from 0 up>, got {','.join(cells)[:80]!r}.")
-            name = cells[0].strip()
-            if name in rows:
-                raise ValueError(f"{where}: {name} is listed twice.")
-            if not (folder / name).exists():
-                raise ValueError(f"{where}: there is no {name} in {folder}; labels and videos do not match.")
-            rows[name] = {"video": str(folder / name), "label": int(cells[1])}
+    for number, cells in read_table(label_file, ","):
+        where = f"{label_file}, line {number}"
+        label = read_number(cells[1]) if len(cells) == 2 and cells[0] else None
+        if label is None:
+            raise ValueError(f"{where}: expected <video>,<label from 0 up>, got {','.join(cells)[:80]!r}.")
+        name = os.path.normpath(cells[0])
+        if name in rows:
+            raise ValueError(f"{where}: {name} is listed twice.")
+        if not (folder / name).exists():
+            raise ValueError(f"{where}: there is no {name} in {folder}; labels and videos do not match.")
+        rows[name] = {"video": str(folder / name), "label": label}
     if not rows:
         raise ValueError(f"{label_file}: is empty; expected lines <video>,<label from 0 up>.")
     return list(rows.values())
@@ -183,7 +197,8 @@ def open_unlabelled(
         ValueError: there is no such thing.
     """
     if is_pipeline(source):
-        pipeline = load_pipeline(source)
+        device = torch.device("cpu") if on_cpu() else torch.accelerator.current_accelerator()
+        pipeline = load_pipeline(source).to(device)
         steps = pipeline.config.get("num_inference_steps")
         num_frames = -(-shape.span // 4) * 4  # LVDM makes frames by fours
         source = sample_clips(pipeline, samples_dir, num_clips, 0, steps, num_frames=num_frames)
