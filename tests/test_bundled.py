@@ -46,6 +46,7 @@ def test_few_calls_by_default(pipeline):
     assert pipeline.transformer.config.num_classes == len(CLASSES)
 
 
+@pytest.mark.slow
 def test_clips_move_smoothly_and_have_the_colours_of_the_corpus(clips):
     assert clips.shape == (3, 16, 128, 128, 3)
     rendered = [
@@ -91,6 +92,7 @@ def test_frames_follow_a_given_image(pipeline):
         assert distances[i] < distances[1 - i]
 
 
+@pytest.mark.slow
 def test_the_command_takes_it_without_being_told(tmp_path):
     command = [sys.executable, "-m", "diffusers_endora.cli", "generate", "--output", tmp_path, "--class_label", "0"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

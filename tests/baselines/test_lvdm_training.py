@@ -284,6 +284,7 @@ def test_the_adversarial_loss_begins_when_it_is_told_and_each_network_learns_fro
     assert [line["discriminator"] > 0 for line in lines] == [False, False, True, True]
 
 
+@pytest.mark.slow
 def test_an_autoencoder_learns_a_corpus_by_heart(videos, tmp_path):
     options = {"optimizer": "adamw", "num_frames": 4, "autoencoder_learning_rate": 1e-3, "autoencoder_steps": 40}
     trainer = autoencoder_trainer(arguments(videos, tmp_path, **options))

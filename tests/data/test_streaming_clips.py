@@ -170,7 +170,7 @@ def test_a_row_that_comes_twice_gives_another_clip(stream):
         assert len({clip for clip in clips if clip[0][0] == 4}) == 2
 
 
-@pytest.mark.parametrize("options", [{}, {"fixed_offsets": True}])
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), {"fixed_offsets": True}])
 @pytest.mark.parametrize("epoch", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_a_state_goes_on_with_the_very_next_item(folder, epoch, options):
     arguments = {"shuffle_buffer": 4, "clips_per_video": 2, "num_still_images": 1, **SIZE, **options}
@@ -312,7 +312,7 @@ def test_fixed_clips_are_shared_without_loss(rows, num_processes, broken):
         assert drawn(resumed) == shares[1][position:]
 
 
-@pytest.mark.parametrize("dispatch_batches", [True, False])
+@pytest.mark.parametrize("dispatch_batches", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_rows_are_not_shared_out_twice(stream, dispatch_batches):
     dataset = ClipDataset(stream, **SIZE).split_among_processes(2, 0)
     for options in ({}, {"num_workers": 1}, {"num_workers": 1, "multiprocessing_context": "spawn"}):

@@ -614,6 +614,7 @@ def test_plain_attention_is_that_of_one_model_alone():
     assert kernels[1]
 
 
+@pytest.mark.slow
 def test_accelerate_launch(material, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", str(SCRIPT)]

@@ -44,6 +44,7 @@ def clips(seed: int, num_clips: int = 4) -> np.ndarray:
     return np.repeat(np.repeat(moving, 4, axis=2), 4, axis=3).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_fvd_of_arrays_and_of_paths(tmp_path):
     fvd = evaluate.load(str(MODULES / "fvd"))

@@ -46,6 +46,7 @@ def test_golden(features, shared_file):
     np.testing.assert_allclose(features(golden["clip_uint8"][None])["features"][:, 0], golden["logits"], atol=1e-4)
 
 
+@pytest.mark.slow
 @needs_weights
 def test_batches_change_no_bit(features, clips):
     together = features(clips)["features"]

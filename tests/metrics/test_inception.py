@@ -67,6 +67,7 @@ def test_numbers_are_those_of_torch_fidelity(weights_file):
         np.testing.assert_allclose(result[name][:, 0], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_pth_and_safetensors_are_the_same_and_batches_change_no_bit(weights_file, shapes, tmp_path):
     torch.save(seeded_weights(shapes), tmp_path / "weights.pth")
     clip = images()[None].repeat(5, axis=1)  # 10 frames: a full batch and a part of one

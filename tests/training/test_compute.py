@@ -37,6 +37,7 @@ def command(script: str, steps: int) -> list[str]:
     return [script, "--output_dir", "{output}", "--max_train_steps", str(steps)]
 
 
+@pytest.mark.slow
 def test_a_long_training_is_counted_by_its_first_steps(script):
     once, product = 2 * 8 * 4 * 4, 2 * 4 * 4 * 4
     assert count_training(command(script, 161)) == once + product + 3 * 161 * product + 10 * product

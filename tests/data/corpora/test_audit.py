@@ -659,6 +659,7 @@ def test_names_that_are_not_utf8(flights, tmp_path, run):
     assert "bad\\udce9.mp4: cannot be read as a video" in page
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named():
     script = (
         "import sys; sys.modules['scipy'] = None; sys.argv = ['endora', 'audit', '.', '--output', 'report']\n"

@@ -32,7 +32,7 @@ def test_a_seed_is_one_video_of_one_class_in_one_split():
         assert videos[video.source] == video
 
 
-@pytest.mark.parametrize("config", ["videos", "clips"])
+@pytest.mark.parametrize("config", [pytest.param("videos", marks=pytest.mark.slow), "clips"])
 def test_rows_have_the_truth_of_their_frames(config, tmp_path):
     options = SMALL | ({"clip_length": 2} if config == "clips" else {})
     builder = load_corpus_builder("phantom", config, cache_dir=tmp_path, quality="lossless", **options)

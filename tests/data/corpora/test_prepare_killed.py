@@ -126,7 +126,10 @@ MOMENTS: dict[str, Callable[[Path, Path], bool]] = {
 
 @pytest.mark.parametrize(
     ("file_format", "moment"),
-    [*[("parquet", moment) for moment in MOMENTS], ("webdataset", "in the middle of packing")],
+    [
+        *[pytest.param("parquet", moment, marks=pytest.mark.slow) for moment in MOMENTS],
+        ("webdataset", "in the middle of packing"),
+    ],
     indirect=["file_format"],
 )
 def test_killed(moment, raw, file_format, uninterrupted, tmp_path, monkeypatch):
@@ -213,6 +216,7 @@ def test_killed_again_and_again(raw, file_format, uninterrupted, tmp_path, monke
     check_going_on(raw, output, file_format, expected, monkeypatch)
 
 
+@pytest.mark.slow
 def test_ctrl_c(raw, tmp_path):
     output = tmp_path / "out"
     command = [sys.executable, "-m", "diffusers_endora.cli", "prepare", "colonoscopic", "--data_dir", str(raw)]
