@@ -42,8 +42,8 @@ class MonocularDepth:
         """A model by folder or Hub id.
 
         Raises:
-            ValueError: there is no depth model, or its weights are damaged or not all there.
-            OSError: there is nothing of that name, or it lacks its image processor.
+            ValueError: there is no depth model of that name, or its weights are damaged or not all there.
+            OSError: it lacks its image processor.
         """
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
@@ -51,6 +51,11 @@ class MonocularDepth:
             model, info = AutoModelForDepthEstimation.from_pretrained(name, output_loading_info=True)
         except SafetensorError as error:
             raise ValueError(f"{name}: its weights are damaged ({error})") from error
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"{name}: expected a folder or Hub id of a depth model of transformers ({reason})"
+            ) from error
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{name}: lacks {len(missing)} tensors of its depth model, as {missing[0]}")
         model = model.eval()
