@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from diffusers_endora.bundled import bundled_depth_model
 from diffusers_endora.data.phantom import PhantomClip, render_phantom_clip
 from diffusers_endora.downstream.reconstruction.cameras import pose_errors
-from diffusers_endora.downstream.reconstruction.monocular_depth import MonocularDepth, bundled_depth_model
+from diffusers_endora.downstream.reconstruction.monocular_depth import MonocularDepth
 from diffusers_endora.downstream.reconstruction.reconstruct import (
     PosedClip,
     find_poses,

@@ -23,11 +23,12 @@ import numpy as np
 import torch
 
 from diffusers_endora.baselines.lvdm.lvdm_loss import load_lpips
+from diffusers_endora.bundled import bundled_depth_model
 from diffusers_endora.data.clips import resize_and_crop_clip
 from diffusers_endora.data.phantom import render_phantom_clip
 from diffusers_endora.data.video_io import read_frames, read_video_info
 from diffusers_endora.downstream.reconstruction.cameras import pinhole_intrinsics
-from diffusers_endora.downstream.reconstruction.monocular_depth import MonocularDepth, bundled_depth_model
+from diffusers_endora.downstream.reconstruction.monocular_depth import MonocularDepth
 from diffusers_endora.downstream.reconstruction.reconstruct import MOST_GAUSSIANS, find_poses, reconstruct
 from diffusers_endora.downstream.reconstruction.scene_files import save_reconstruction
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_endora.bundled import bundled_depth_model
 from diffusers_endora.data.phantom import PhantomClip, render_phantom_clip
 from diffusers_endora.downstream.reconstruction.cameras import pinhole_intrinsics, pose_errors
 from diffusers_endora.downstream.reconstruction.gaussians import DeformableGaussians
 from diffusers_endora.downstream.reconstruction.monocular_depth import (
     MonocularDepth,
     align_depth,
-    bundled_depth_model,
     photometric_poses,
 )
 from diffusers_endora.downstream.reconstruction.reconstruct import (

@@ -1,4 +1,4 @@
-"""The model that comes with the package."""
+"""The models that come with the package."""
 
 from pathlib import Path
 
@@ -21,4 +21,16 @@ def bundled_model() -> str:
         raise OSError(
             f"{folder}: this installation came without the bundled model; name a pipeline folder or a Hub id"
         )
+    return str(folder)
+
+
+def bundled_depth_model() -> str:
+    """Folder of a small depth model of rendered colons, of `transformers`; `README.md` in it is the model card.
+
+    Raises:
+        OSError: this installation came without it.
+    """
+    folder = Path(__file__).parent / "phantom_depth"
+    if not (folder / "config.json").is_file():
+        raise OSError(f"{folder}: this installation came without the depth model; name a folder or a Hub id")
     return str(folder)

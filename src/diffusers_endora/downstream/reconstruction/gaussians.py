@@ -35,7 +35,6 @@ class DeformableGaussians(torch.nn.Module):
         opacity: float = 0.6,
     ) -> None:
         super().__init__()
-        self.backend = "torch"  # of `render`, see `rasterise`
         count = len(means)
         self.means = torch.nn.Parameter(means.clone())
         self.log_scales = torch.nn.Parameter(scales.log()[:, None].repeat(1, 3))
@@ -55,14 +54,20 @@ class DeformableGaussians(torch.nn.Module):
         return self.means + (basis * self.motion).sum(0), self.colours + (basis * self.colour_change).sum(0)
 
     def render(
-        self, world_to_camera: torch.Tensor, intrinsics: torch.Tensor, height: int, width: int, time: float
+        self,
+        world_to_camera: torch.Tensor,
+        intrinsics: torch.Tensor,
+        height: int,
+        width: int,
+        time: float,
+        backend: str = "torch",
     ) -> Rendering:
         """What a camera sees at a time; see `rasterise`."""
         means, colours = self.at(time)
         scales, opacities = self.log_scales.exp(), self.opacity_logits.sigmoid()
         return rasterise(
             *(means, self.quaternions, scales, opacities, colours, world_to_camera, intrinsics, height, width),
-            backend=self.backend,
+            backend=backend,
         )
 
 

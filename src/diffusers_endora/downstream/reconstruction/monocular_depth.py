@@ -3,7 +3,6 @@
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,18 +90,6 @@ class MonocularDepth:
             for pad, side, length in zip(pads, size, predicted.shape[2:], strict=True)
         ]
         return predicted[..., edges[0] : predicted.shape[2] - edges[0], edges[1] : predicted.shape[3] - edges[1]]
-
-
-def bundled_depth_model() -> str:
-    """Folder of the small depth model of rendered colons that comes with the package; its `README.md` says more.
-
-    Raises:
-        OSError: this installation came without it.
-    """
-    folder = Path(__file__).parents[2] / "bundled" / "phantom_depth"
-    if not (folder / "config.json").is_file():
-        raise OSError(f"{folder}: this installation came without the depth model; name a folder or a Hub id")
-    return str(folder)
 
 
 def align_depth(predicted: np.ndarray, points: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -258,7 +258,6 @@ def reconstruct(
     scene = gaussians_from_depth(
         frames[training], depth[training], poses[training], intrinsics, num_gaussians, num_basis, seed
     ).to(device)
-    scene.backend = backend
     groups = [{"params": [getattr(scene, name)], "lr": rate} for name, rate in LEARNING_RATES.items()]
     optimizer = torch.optim.Adam(groups, eps=1e-15)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1 ** (1 / num_steps))
@@ -268,7 +267,7 @@ def reconstruct(
         if not order:
             order = rng.permutation(training).tolist()
         i = order.pop()
-        seen = scene.render(torch.linalg.inv(poses[i]), intrinsics, height, width, float(times[i]))
+        seen = scene.render(torch.linalg.inv(poses[i]), intrinsics, height, width, float(times[i]), backend)
         image = seen.colour.permute(2, 0, 1)
         log_depth = (seen.depth + 1e-3).log()
         loss = (1 - SSIM_WEIGHT) * (image - frames[i]).abs().mean()
@@ -286,8 +285,7 @@ def reconstruct(
     if not all(bool(parameter.isfinite().all()) for parameter in scene.parameters()):
         raise ValueError("the fit ended in numbers that are not finite")
     seconds = {"fit": time.monotonic() - start, "fit_processor": time.process_time() - start_cpu}
-    scene.backend = "torch"  # what comes now is little, and needs no GPU
-    scene = scene.cpu()
+    scene = scene.cpu()  # what comes now is little, and needs no GPU
     scores = {
         name: _score(scene, posed, np.flatnonzero(chosen), lpips)
         for name, chosen in (("held_out", is_held_out), ("training", ~is_held_out))

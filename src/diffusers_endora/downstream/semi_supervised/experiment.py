@@ -41,6 +41,10 @@ class Method:
     source: str | None = None
     endora_legacy: bool = False
 
+    @property
+    def folder_name(self) -> str:
+        return "".join(c if c.isalnum() else "_" for c in self.name)
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -59,62 +63,55 @@ class Protocol:
     seeds: list[int]
 
 
-def run_all(
-    methods: list[Method],
-    sources: dict[str, ClipDataset],
-    train: LabelledVideos,
-    test: LabelledVideos,
-    protocol: Protocol,
-    settings: TrainingSettings,
-    make_classifier: Callable[[], nn.Module],
-    output_dir: Path,
-    described: dict[str, Any],
-) -> dict[str, Any]:
-    """Every method with every seed; runs that are there are not repeated. Writes and returns what `summarise` makes.
+@dataclass(frozen=True)
+class Experiment:
+    """What the runs of all methods and seeds share.
 
-    Args:
+    Attributes:
+        train, test: the labelled videos.
         sources: the unlabelled clips of the methods, by source.
+        protocol, settings: of the splits, and of each training.
         make_classifier: makes a new one, its random weights by torch's generator.
-        described: what else runs depend on, as JSON has it; a folder takes runs of one description.
+        description: what else runs depend on, as JSON has it; a folder takes runs of one description.
+    """
+
+    train: LabelledVideos
+    test: LabelledVideos
+    sources: dict[str, ClipDataset]
+    protocol: Protocol
+    settings: TrainingSettings
+    make_classifier: Callable[[], nn.Module]
+    description: dict[str, Any]
+
+
+def run_all(experiment: Experiment, methods: list[Method], output_dir: Path) -> dict[str, Any]:
+    """Every method with every seed; runs that are there are not repeated. Writes and returns what `summarise` makes.
 
     Raises:
         ValueError: a class is absent, or `output_dir` has runs of another description.
         VideoError: a video is damaged.
     """
     runs: list[dict[str, Any]] = []
-    for seed in protocol.seeds:  # all methods of a seed first: what is there can be compared
+    for seed in experiment.protocol.seeds:  # all methods of a seed first: what is there can be compared
         for method in methods:
-            folder = output_dir / f"seed_{seed}" / "".join(c if c.isalnum() else "_" for c in method.name)
-            description = {
-                "method": method.name,
-                "source": method.source,
-                "endora_legacy": method.endora_legacy,
-                "seed": seed,
-                **{name: value for name, value in asdict(protocol).items() if name != "seeds"},
-                **settings.deciding(),
-                **described,
-            }
-            runs.append(
-                run(method, sources, train, test, protocol, settings, make_classifier, folder, description, seed)
-            )
-            results = summarise(runs, train, test)
+            runs.append(run(experiment, method, seed, output_dir / f"seed_{seed}" / method.folder_name))
+            results = summarise(runs, experiment.train, experiment.test)
             write_results(results, output_dir)
     return results
 
 
-def run(
-    method: Method,
-    sources: dict[str, ClipDataset],
-    train: LabelledVideos,
-    test: LabelledVideos,
-    protocol: Protocol,
-    settings: TrainingSettings,
-    make_classifier: Callable[[], nn.Module],
-    folder: Path,
-    description: dict[str, Any],
-    seed: int,
-) -> dict[str, Any]:
+def run(experiment: Experiment, method: Method, seed: int, folder: Path) -> dict[str, Any]:
     """One method with one seed: `run.json`, the classifier and the probabilities of the test videos, in `folder`."""
+    train, test, protocol = experiment.train, experiment.test, experiment.protocol
+    description = {
+        "method": method.name,
+        "source": method.source,
+        "endora_legacy": method.endora_legacy,
+        "seed": seed,
+        **{name: value for name, value in asdict(protocol).items() if name != "seeds"},
+        **experiment.settings.deciding(),
+        **experiment.description,
+    }
     record = folder / RUN
     if record.is_file():
         known = json.loads(record.read_text(encoding="utf-8"))
@@ -128,19 +125,19 @@ def run(
     )
     unlabelled = None
     if method.source is not None:
-        dataset = train.random_clips if method.source == REST else sources[method.source]
+        dataset = train.random_clips if method.source == REST else experiment.sources[method.source]
         videos = splits.rest if method.source == REST else range(dataset.num_videos)
         chosen = np.random.default_rng((seed, 1)).permutation(len(videos))[: protocol.num_unlabelled]
         unlabelled = Clips(dataset, [videos[int(i)] for i in sorted(chosen)])
     torch.manual_seed(seed)  # the same initial weights for all methods
     logger.warning("%s, seed %d", method.name, seed)
     trained = train_classifier(
-        make_classifier(),
+        experiment.make_classifier(),
         train,
         splits.labelled,
         splits.validation,
         unlabelled,
-        settings,
+        experiment.settings,
         seed,
         folder,
         {**description, "labelled": splits.labelled, "validation": splits.validation},

@@ -17,7 +17,7 @@ from ...data.contact_sheet import save_contact_sheet
 from ...data.video_io import VideoError
 from .arguments import settings_from
 from .classifier import SmallVideoClassifier, load_classifier
-from .experiment import REST, Method, Protocol, run_all
+from .experiment import REST, Experiment, Method, Protocol, run_all
 from .leaks import fingerprints, refuse_leaks
 from .scores import check_both_classes
 from .splits import draw_splits
@@ -88,7 +88,7 @@ def run_methods(args: argparse.Namespace, methods: list[Method]) -> dict[str, An
     for method in methods:
         source = method.source
         if source is not None and source not in (REST, *opened):
-            samples_dir = output_dir / "generated" / "".join(c if c.isalnum() else "_" for c in method.name)
+            samples_dir = output_dir / "generated" / method.folder_name
             where = bundled_model() if source == BUNDLED else source
             opened[source] = open_unlabelled(where, shape, args.num_unlabelled, samples_dir, args.cache_gb)
             print(
@@ -125,9 +125,8 @@ def run_methods(args: argparse.Namespace, methods: list[Method]) -> dict[str, An
         "train_videos": train.digest(),
         "test_videos": test.digest(),
     }
-    return run_all(
-        methods, opened, train, test, protocol, settings_from(args), make_classifier, output_dir, description
-    )
+    experiment = Experiment(train, test, opened, protocol, settings_from(args), make_classifier, description)
+    return run_all(experiment, methods, output_dir)
 
 
 def classifier_maker(name: str | None, num_frames: int) -> Callable[[], nn.Module]:
